@@ -1,0 +1,295 @@
+"""Every option of a training run as frozen dataclasses, read strictly from TOML recipes (section 3.5; no torch here).
+
+A recipe has the tables of `TrainConfig`. An unknown key is an error that names the nearest valid one, and so is a value of
+the wrong type. Folder names that begin with "." are relative to the run's output folder, so that a chain of runs side by
+side (`runs/mini/*`) can be moved as a whole; anything else is a path or a hub id.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import math
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+
+class UserError(ValueError):
+    """Bad input, told in one line: what is wrong and what to do. The command line prints it and exits with 2."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which clips a network sees (section 4.1)."""
+
+    source: str = "diorama"  # "diorama", or a folder of videos, or a captions CSV (columns: file, caption)
+    size: int = 64  # height and width of a frame, pixels
+    num_frames: int = 16
+    fps: tuple[float, ...] = (4.0, 8.0, 16.0)  # one is drawn for each clip
+    crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
+    flow: bool = False  # also deliver exact optical flow (Diorama only)
+    workers: int = 1  # loader processes
+
+
+@dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with linear warm-up and a cosine decay to `final_learning_rate`."""
+
+    learning_rate: float = 1e-4
+    final_learning_rate: float = 0.0
+    warmup_steps: int = 100
+    betas: tuple[float, float] = (0.9, 0.99)
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """The loop that all networks share. Everything is counted in optimiser steps."""
+
+    steps: int = 1000
+    batch_size: int = 8  # clips a step, over all ranks
+    micro_batch: int | None = None  # clips in one forward of one rank; None: all of the rank's share at once
+    ema_decay: float = 0.999
+    seed: int = 0
+    save_every: int = 500
+    keep_checkpoints: int = 2
+    log_every: int = 10
+    preview_every: int = 0  # 0: no previews
+    precision: typing.Literal["float32", "bfloat16"] = "float32"  # bfloat16: autocast, weights stay float32
+    threads: int | None = None  # CPU threads; fixed so that a resumed run equals an uninterrupted one
+    device: str = "auto"  # "auto" | "cpu" | "cuda"
+
+
+@dataclass(frozen=True)
+class TextEncoderOptions:
+    """Mini's own CLIP, trained by contrasting captions with clips. The paper takes CLIP as it is."""
+
+    tokenizer: str
+    storyboard_frame: int = 32  # a clip is shown to the image tower as 2x2 frames of this side, pixels
+
+
+@dataclass(frozen=True)
+class ReconstructionOptions:
+    """The losses of Stable Diffusion's autoencoder (section 3.4): L1 + LPIPS + patch GAN."""
+
+    lpips: str | None = None  # folder with VGG-16 and LPIPS weights; None: no perceptual network
+    lpips_weight: float = 1.0
+    edge_weight: float = 1.0  # L1 on image gradients, ours: stands in for LPIPS where no VGG is at hand
+    adversarial_weight: float = 0.0
+    adversarial_start: int = 0  # step from which the discriminator counts
+
+
+@dataclass(frozen=True)
+class AutoencoderOptions(ReconstructionOptions):
+    """Mini's own image autoencoder. The paper takes Stable Diffusion's as it is."""
+
+    kl_weight: float = 1e-6
+
+
+@dataclass(frozen=True)
+class TextToImageOptions:
+    """Mini's own text-to-image network (section 3.1). The paper takes Stable Diffusion's as it is."""
+
+    image_model: str  # Stable Diffusion folder or hub id; here: its vae, text_encoder, tokenizer and scheduler
+    initial: str | None = None  # an earlier text-to-image network to start from
+    text_dropout: float = 0.1
+
+
+@dataclass(frozen=True)
+class VideoDiffusionOptions:
+    """One network of the cascade (section 3.2), started as section 3.5 says."""
+
+    image_model: str
+    initial: str  # an image UNet (first network) or the network one level below
+    downscale: int = 1  # the data's frames are this many times larger than the network's
+    text_dropout: float = 0.1
+    reference_dropout: float = 0.1
+    condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
+
+
+@dataclass(frozen=True)
+class LatentFlowOptions:
+    """The latent flow network (section 3.3)."""
+
+    image_model: str
+    teacher: str | None = None  # a pixel IFRNet; None: the exact flow of the data
+
+
+@dataclass(frozen=True)
+class RefinerOptions:
+    """The diffusion network that refines warped latents (section 3.3)."""
+
+    image_model: str
+    latent_flow: str
+
+
+@dataclass(frozen=True)
+class VideoDecoderOptions(ReconstructionOptions):
+    """The video decoder (section 3.4)."""
+
+    image_model: str = ""
+    degradation: float = 0.5  # strength of BSRGAN's degradations, 0 (none) .. 1 (as published)
+    clean: float = 0.25  # share of clips that are not degraded
+
+
+Options = (
+    TextEncoderOptions
+    | AutoencoderOptions
+    | TextToImageOptions
+    | VideoDiffusionOptions
+    | LatentFlowOptions
+    | RefinerOptions
+    | VideoDecoderOptions
+)
+OPTIONS: Mapping[str, type] = {
+    "text_encoder": TextEncoderOptions,
+    "autoencoder": AutoencoderOptions,
+    "text_to_image": TextToImageOptions,
+    "video_diffusion": VideoDiffusionOptions,
+    "latent_flow": LatentFlowOptions,
+    "refiner": RefinerOptions,
+    "video_decoder": VideoDecoderOptions,
+}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A whole run: what is learnt (`objective` + `options`), by which network, from which data, how."""
+
+    objective: str  # a key of OPTIONS
+    options: Options
+    network: Mapping[str, Any]  # keyword arguments of the network class, checked by it
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, in the layout of a recipe."""
+        plain = dataclasses.asdict(self)
+        plain["network"] = dict(self.network)
+        return typing.cast(dict[str, Any], _jsonable(plain))
+
+
+def _jsonable(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _jsonable(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_jsonable(item) for item in value]
+    return value
+
+
+def read_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
+    """Read a TOML recipe.
+
+    `name` is a file or a recipe of the package such as "mini/base". `overrides` maps dotted keys ("loop.steps") to values
+    that replace the file's. Raises UserError on a missing file, bad TOML, an unknown key or a value of the wrong type.
+    """
+    text, where = _recipe_text(str(name))
+    try:
+        table = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}") from None
+    for key, value in (overrides or {}).items():
+        _put(table, key, value)
+    return parse_train_config(table, where)
+
+
+def _recipe_text(name: str) -> tuple[str, str]:
+    path = Path(name)
+    if path.is_file():
+        try:
+            return path.read_text(encoding="utf-8"), str(path)
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read the recipe {path}: {error}") from None
+    root = resources.files("videogen") / "recipes"
+    names = sorted(_recipe_names(root))
+    if name in names:
+        return (root / f"{name}.toml").read_text(encoding="utf-8"), f"recipe {name}"
+    raise UserError(f"no recipe {name!r}: give a .toml file or one of {', '.join(names)}")
+
+
+def _recipe_names(folder: Any, prefix: str = "") -> list[str]:
+    names = []
+    for entry in folder.iterdir():
+        if entry.is_dir():
+            names += _recipe_names(entry, f"{prefix}{entry.name}/")
+        elif entry.name.endswith(".toml"):
+            names.append(prefix + entry.name.removesuffix(".toml"))
+    return names
+
+
+def _put(table: dict[str, Any], dotted: str, value: Any) -> None:
+    *parents, last = dotted.split(".")
+    for parent in parents:
+        table = table.setdefault(parent, {})
+        if not isinstance(table, dict):
+            raise UserError(f"cannot set {dotted}: {parent} is not a table of the recipe")
+    table[last] = value
+
+
+def parse_train_config(table: Mapping[str, Any], where: str) -> TrainConfig:
+    """`TrainConfig` from the plain table of a recipe or of a saved run. Raises UserError, naming the key."""
+    name = table.get("objective")
+    if name not in OPTIONS:
+        raise UserError(f"{where}: objective must be one of {', '.join(OPTIONS)}, not {name!r}")
+    return typing.cast(TrainConfig, _parse(TrainConfig, table, where, options=OPTIONS[typing.cast(str, name)]))
+
+
+def _parse(cls: type, table: Mapping[str, Any], where: str, **types_: type) -> Any:
+    hints = {**typing.get_type_hints(cls), **types_}
+    fields = {item.name: item for item in dataclasses.fields(cls)}
+    for key in table:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"valid keys: {', '.join(fields)}"
+            raise UserError(f"{where}: unknown key {key!r}; {hint}")
+    for name, item in fields.items():
+        required = item.default is dataclasses.MISSING and item.default_factory is dataclasses.MISSING
+        if required and name not in table and not dataclasses.is_dataclass(hints[name]):
+            raise UserError(f"{where}: {name} is missing")
+    values = {}
+    for key, hint in hints.items():
+        if key in table:
+            values[key] = _value(hint, table[key], f"{where}: {key}")
+        elif key in types_:
+            values[key] = _parse(hint, {}, f"{where}: {key}")
+    return cls(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a table, not {value!r}")
+        return _parse(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None and type(None) in arguments:
+            return None
+        (hint,) = [item for item in arguments if item is not type(None)]
+        return _value(hint, value, where)
+    if origin is typing.Literal:
+        if value not in arguments:
+            raise UserError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, list | tuple) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
+            raise UserError(f"{where} must be a list of {len(arguments)} values, not {value!r}")
+        return tuple(_value(arguments[0], item, where) for item in value)
+    if origin is Mapping or hint is Mapping:
+        if not isinstance(value, Mapping):
+            raise UserError(f"{where} must be a table, not {value!r}")
+        return dict(value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise UserError(f"{where} must be {hint.__name__}, not {value!r}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{where} must be finite, not {value!r}")
+    return value

@@ -1,0 +1,1 @@
+"""Clips to learn from: the data of section 4.1."""

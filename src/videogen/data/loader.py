@@ -1,0 +1,138 @@
+"""Batches that are a pure function of (seed, step): which clips, how they are cropped, in which order (section 4.1).
+
+Nothing here has a state to save: a loader that starts at step n delivers what an uninterrupted one delivers from n on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import random
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from videogen.config import DataConfig, UserError
+from videogen.data.clips import Clip, ClipBatch, ClipSource, collate
+
+_ENDLESS = 2**24  # sources longer than this are taken in order: their clips are as good as random already
+
+Item = tuple[int, int]  # index of a clip in the source, seed of its crop
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in 0 .. 2^63-1 from anything that names a place in a run: equal parts, equal seed; else unrelated."""
+    digest = hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def clip_source(data: DataConfig, seed: int) -> ClipSource:
+    """The source that `data.source` names: "diorama", a folder of videos or a captions CSV."""
+    if data.source == "diorama":
+        from videogen.data.diorama import Diorama
+
+        return Diorama(size=data.size, num_frames=data.num_frames, fps=data.fps, seed=seed, split="train", flow=data.flow)
+    from videogen.data.captioned import VideoFolder
+
+    return VideoFolder(Path(data.source), data, seed)
+
+
+@functools.lru_cache(maxsize=2)
+def _order(length: int, seed: int, epoch: int) -> torch.Tensor:
+    return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch)))
+
+
+def clip_index(length: int, seed: int, place: int) -> int:
+    """Which clip of a source stands at `place` = step * batch size + j: every clip once an epoch, each epoch in a new order."""
+    epoch, place = divmod(place, length)
+    return place if length > _ENDLESS else int(_order(length, seed, epoch)[place])
+
+
+def random_crop(clip: Clip, side: int | None, seed: int) -> Clip:
+    """A square of `side` pixels, the same in all frames and in the flow (whose values stay: they are in pixels)."""
+    if side is None:
+        return clip
+    height, width = clip.frames.shape[1:3]
+    if side > min(height, width):
+        raise UserError(f"data.crop is {side} but the frames are {width}x{height}; make it at most {min(height, width)}")
+    chance = random.Random(seed)
+    top, left = chance.randint(0, height - side), chance.randint(0, width - side)
+    rows, columns = slice(top, top + side), slice(left, left + side)
+    flow = None if clip.flow is None else clip.flow[..., rows, columns]
+    return dataclasses.replace(clip, frames=clip.frames[:, rows, columns], flow=flow)
+
+
+class _Clips(Dataset[Clip | UserError]):
+    """An error is handed over as a value: raised in a worker it would reach the user as a page of traceback."""
+
+    def __init__(self, source: ClipSource, crop: int | None) -> None:
+        self.source, self.crop = source, crop
+
+    def __getitem__(self, item: Item) -> Clip | UserError:
+        index, seed = item
+        try:
+            return random_crop(self.source.clip(index), self.crop, seed)
+        except UserError as error:
+            return error
+
+
+class _Places(Sampler[list[Item]]):
+    """For each step from `start` to `stop` the clips of one rank."""
+
+    def __init__(self, length: int, seed: int, batch_size: int, steps: range, share: range) -> None:
+        self.length, self.seed, self.batch_size, self.steps, self.share = length, seed, batch_size, steps, share
+
+    def __iter__(self) -> Iterator[list[Item]]:
+        for step in self.steps:
+            yield [
+                (clip_index(self.length, self.seed, step * self.batch_size + j), derive_seed("crop", self.seed, step, j))
+                for j in self.share
+            ]
+
+
+def _collate(clips: list[Clip | UserError]) -> ClipBatch | UserError:
+    good = []
+    for clip in clips:
+        if isinstance(clip, UserError):
+            return clip
+        good.append(clip)
+    return collate(good)
+
+
+def _start_worker(number: int) -> None:
+    """A worker lives until its trainer says so: the trainer needs it to finish the step that a signal interrupts."""
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def load_batches(
+    source: ClipSource, data: DataConfig, *, seed: int, batch_size: int, steps: range, share: range
+) -> Iterator[ClipBatch]:
+    """One batch a step of `steps`: the clips `share` (of 0 .. batch_size-1), rendered ahead by `data.workers` processes.
+
+    Raises UserError if the source is empty or a clip cannot be read.
+    """
+    if len(source) < 1:
+        raise UserError(f"the source {data.source!r} has no clips")
+    loader: DataLoader[Clip | UserError] = DataLoader(
+        _Clips(source, data.crop),
+        batch_sampler=_Places(len(source), seed, batch_size, steps, share),
+        collate_fn=_collate,
+        num_workers=data.workers,
+        worker_init_fn=_start_worker,
+        generator=torch.Generator(),
+    )
+    for batch in loader:
+        if isinstance(batch, UserError):
+            raise batch
+        yield batch
+
+
+def first_clips(source: ClipSource, data: DataConfig, count: int) -> ClipBatch:
+    """The first `count` clips of the source, with fixed crops: what previews show."""
+    return collate([random_crop(source.clip(i), data.crop, derive_seed("preview", i)) for i in range(min(count, len(source)))])

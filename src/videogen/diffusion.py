@@ -1,0 +1,134 @@
+"""Diffusion as pure functions over diffusers' schedulers: noising, prediction types, sampling ("unchanged" from Stable Diffusion).
+
+A scheduler is only read here: sampling works on a copy, so one scheduler serves all networks and calls.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videogen.config import UserError
+
+Predict = Callable[[Tensor, Tensor], Tensor]
+"""(noisy (B, ...), timestep (B,)) -> the network's output, of the scheduler's prediction type."""
+
+
+def randn(shape: tuple[int, ...], generators: list[torch.Generator], like: Tensor | None = None) -> Tensor:
+    """Standard normal (B, ...), sample i from `generators[i]` alone, so that a sample never depends on its batch.
+
+    The result has dtype and device of `like` (default float32 on the CPU); it is drawn on each generator's device in float32.
+    """
+    if shape[0] != len(generators):
+        raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}: give one a sample")
+    noise = torch.stack([torch.randn(shape[1:], generator=generator, device=generator.device) for generator in generators])
+    return noise if like is None else noise.to(like)
+
+
+def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """q(x_t | x_0): sqrt(abar_t) clean + sqrt(1 - abar_t) noise (DDPM, equation 4). Tensors (B, ...), timesteps (B,)."""
+    return scheduler.add_noise(clean, noise, timesteps)
+
+
+def training_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What the network must output at x_t, by the scheduler's prediction type: the noise, v (Salimans and Ho 2022), or x_0."""
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        return scheduler.get_velocity(clean, noise, timesteps)
+    if kind == "sample":
+        return clean
+    raise ValueError(f"unknown prediction type {kind!r}")
+
+
+def signal_and_noise(scheduler: Any, timesteps: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+    """(sqrt(abar_t), sqrt(1 - abar_t)), each shaped (B, 1, ...) to multiply `like` (B, ...)."""
+    abar = scheduler.alphas_cumprod.to(device=like.device, dtype=like.dtype)[timesteps.to(like.device)]
+    abar = abar.view(-1, *[1] * (like.ndim - 1))
+    return abar.sqrt(), (1 - abar).sqrt()
+
+
+def predict_clean(scheduler: Any, noisy: Tensor, output: Tensor, timesteps: Tensor) -> Tensor:
+    """x_0 from the network's output at x_t. With noise prediction, undefined where abar_t = 0."""
+    signal, sigma = signal_and_noise(scheduler, timesteps, noisy)
+    kind = scheduler.config.prediction_type
+    if kind == "epsilon":
+        return (noisy - sigma * output) / signal
+    if kind == "v_prediction":
+        return signal * noisy - sigma * output
+    if kind == "sample":
+        return output
+    raise ValueError(f"unknown prediction type {kind!r}")
+
+
+def random_timesteps(scheduler: Any, generators: list[torch.Generator], device: torch.device) -> Tensor:
+    """One training timestep a sample, uniform over the schedule; int64 (B,)."""
+    steps = scheduler.config.num_train_timesteps
+    return torch.stack([torch.randint(0, steps, (), generator=generator) for generator in generators]).to(device)
+
+
+def guided(predict: Predict, scale: float) -> Predict:
+    """Classifier-free guidance (Ho and Salimans 2022) as one batch.
+
+    `predict` takes a doubled batch, first half without the prompt, second half with it; the result takes a single one.
+    """
+
+    def combined(noisy: Tensor, timestep: Tensor) -> Tensor:
+        without, with_prompt = predict(torch.cat([noisy, noisy]), torch.cat([timestep, timestep])).chunk(2)
+        return without + scale * (with_prompt - without)
+
+    return combined
+
+
+@torch.no_grad()
+def sample(
+    predict: Predict,
+    noise: Tensor,
+    scheduler: Any,
+    num_steps: int,
+    *,
+    generators: list[torch.Generator] | None = None,
+    start: Tensor | None = None,
+    strength: float = 1.0,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Run the reverse process with exactly `num_steps` calls of `predict` and return x_0 (B, ...).
+
+    noise: standard normal (B, ...). start, strength: begin from `start` noised to the fraction `strength` (0 < strength <= 1)
+    of the schedule instead of from pure noise (SDEdit, Meng et al. 2022). generators: for stochastic schedulers, one a
+    sample. on_step(i, timestep) is called after step i. Works with any diffusers scheduler of one call a step; raises UserError
+    on others (PNDM, Heun), and where `strength` leaves fewer than `num_steps` timesteps.
+    """
+    if num_steps < 1 or not 0 < strength <= 1:
+        raise ValueError(f"num_steps must be >= 1 and 0 < strength <= 1, got {num_steps} and {strength}")
+    scheduler = copy.deepcopy(scheduler)
+    whole = max(num_steps, round(num_steps / strength)) if start is not None else num_steps
+    if whole > scheduler.config.num_train_timesteps:
+        schedule = scheduler.config.num_train_timesteps
+        fitting = int(schedule * (strength if start is not None else 1))
+        raise UserError(f"at most {fitting} steps fit into the last {strength:g} of a schedule of {schedule}, not {num_steps}")
+    scheduler.set_timesteps(whole, device=noise.device)
+    if len(scheduler.timesteps) != whole:
+        name, calls = type(scheduler).__name__, len(scheduler.timesteps)
+        raise UserError(f"{name} makes {calls} calls for {whole} steps; use a scheduler that makes one a step, such as DDIM")
+    timesteps = scheduler.timesteps[-num_steps:]
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(whole - num_steps)
+    if start is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(start, noise, timesteps[:1].expand(len(noise)))
+    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for index, timestep in enumerate(timesteps):
+        model_input = scheduler.scale_model_input(latents, timestep)
+        output = predict(model_input, timestep.expand(len(latents)))
+        latents = scheduler.step(output, timestep, latents, **extra).prev_sample
+        if on_step is not None:
+            on_step(index, timestep)
+    return latents

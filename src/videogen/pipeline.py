@@ -1,0 +1,354 @@
+"""VideoGenPipeline: Figure 2 of the paper as a diffusers pipeline. A prompt becomes a video in five stages."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.utils import BaseOutput
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPTextModel, CLIPTokenizer
+
+from videogen.config import UserError
+from videogen.models.ifrnet import IFRNet
+from videogen.models.pretrained import load_components, pipeline_folder
+from videogen.models.unet import VideoUNet
+from videogen.models.video_decoder import VideoDecoder
+from videogen.stages import temporal_super_resolution as tsr
+from videogen.stages.cascade import generate_base, reference_latents, super_resolve
+from videogen.stages.conditions import encode_text
+from videogen.stages.decoding import decode_video, num_windows
+from videogen.stages.reference_image import generate_reference, image_to_tensor
+
+DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution": 8, "refiner": 2}
+
+
+@dataclass
+class VideoGenOutput(BaseOutput):
+    """frames: by `output_type`, N lists of PIL images, (N, F, H, W, 3) array in [0, 1], (N, F, 3, H, W) tensor in [0, 1], or
+    latents (N, F, C, h, w). fps: frames a second of these frames. reference: N PIL images, or None without a reference."""
+
+    frames: Any
+    fps: float
+    reference: list[Image.Image] | None
+
+
+class VideoGenPipeline(DiffusionPipeline):
+    """The whole of VideoGen. Components may be None where a call does not need them (`unet` with an image given, say)."""
+
+    model_cpu_offload_seq = (
+        "text_encoder->unet->vae->base->super_resolution_1->super_resolution_2->latent_flow->refiner->video_decoder"
+    )
+    _optional_components = ["unet", "latent_flow", "refiner"]  # noqa: RUF012
+    _callback_tensor_inputs: list[str] = []  # noqa: RUF012
+
+    def __init__(
+        self,
+        tokenizer: CLIPTokenizer,
+        text_encoder: CLIPTextModel,
+        vae: AutoencoderKL,
+        unet: UNet2DConditionModel | None,
+        scheduler: Any,
+        base: VideoUNet,
+        super_resolution_1: VideoUNet,
+        super_resolution_2: VideoUNet,
+        latent_flow: IFRNet | None,
+        refiner: VideoUNet | None,
+        video_decoder: VideoDecoder,
+        base_fps: float = 4.0,
+        guidance_scale: float = 4.0,
+    ) -> None:
+        super().__init__()
+        self.register_modules(
+            tokenizer=tokenizer,
+            text_encoder=text_encoder,
+            vae=vae,
+            unet=unet,
+            scheduler=scheduler,
+            base=base,
+            super_resolution_1=super_resolution_1,
+            super_resolution_2=super_resolution_2,
+            latent_flow=latent_flow,
+            refiner=refiner,
+            video_decoder=video_decoder,
+        )
+        self.register_to_config(base_fps=base_fps, guidance_scale=guidance_scale)
+        self.stage = ""
+
+    @classmethod
+    def from_pretrained(cls, name: str | Path, dtype: torch.dtype = torch.float32, **components: Any) -> VideoGenPipeline:
+        """Load "mini" (shipped inside the package), a folder, or a hub id, with weights in `dtype`.
+
+        components: parts to use in place of the folder's, by name (`unet=None` leaves one out). Every part is checked: all
+        tensors there, their shapes, finite values, a whole tokenizer; safetensors only. Raises UserError in one line.
+        """
+        folder = pipeline_folder(str(name))
+        config = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        parts = load_components(folder, config, dtype, given=components)
+        options = {key: config[key] for key in ("base_fps", "guidance_scale") if key in config}
+        return cls(**parts, **options)
+
+    @property
+    def num_timesteps(self) -> int:
+        """Steps of all stages together in the current call."""
+        return self._num_timesteps
+
+    @property
+    def guidance_scale(self) -> float:
+        """Guidance of the current call."""
+        return self._guidance_scale
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(height, width) that the last network was made for, pixels."""
+        side = self.super_resolution_2.config.sample_size * self.vae_factor
+        return side, side
+
+    @property
+    def vae_factor(self) -> int:
+        """Pixels a latent, along each side."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    def encode_prompt(self, prompt: list[str], negative_prompt: list[str]) -> tuple[Tensor, Tensor]:
+        """(prompt_embeds, negative_prompt_embeds), each (B, L, D)."""
+        states = encode_text(self.tokenizer, self.text_encoder, [*prompt, *negative_prompt])
+        prompt_embeds, negative_prompt_embeds = states.chunk(2)
+        return prompt_embeds, negative_prompt_embeds
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
+        image: Image.Image | list[Image.Image] | Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int = 16,
+        temporal_factor: int = 8,
+        fps: float | None = None,
+        num_inference_steps: int | Mapping[str, int] | None = None,
+        guidance_scale: float | None = None,
+        num_videos_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: Tensor | None = None,
+        negative_prompt_embeds: Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        use_reference: bool = True,
+        callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> VideoGenOutput | tuple[Any, float, list[Image.Image] | None]:
+        """Generate videos.
+
+        prompt, negative_prompt: one or B texts, or `prompt_embeds` and `negative_prompt_embeds` (B, L, D) instead.
+        image: the reference, one or B pictures of any size or (B, 3, H, W) in [-1, 1], instead of a generated one;
+        `use_reference=False`: none at all. height, width: pixels; default: what the networks were made for. num_frames: of
+        the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
+        of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping with keys of
+        DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode, skipping all
+        else. output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after each step,
+        counted over all stages. Returns VideoGenOutput, or a tuple of its fields with return_dict=False. Raises UserError.
+        """
+        run = _Run(self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type)
+        text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
+        generators = _generators(generator, len(text) // 2)
+        self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
+        run.plan(generate=use_reference and image is None, cascade=latents is None)
+
+        reference = None
+        if latents is None:
+            reference = run.reference_image(text, image, generators) if use_reference else None  # 3.1
+            latents = run.cascade(text, reference, generators)  # 3.2
+            latents = run.temporal_super_resolution(latents, generators)  # 3.3
+        frames = latents if output_type == "latent" else run.decode(latents)  # 3.4
+        shown = None if reference is None else [Image.fromarray(picture) for picture in to_uint8(reference)]
+        output = VideoGenOutput(frames=as_type(frames, output_type), fps=run.fps, reference=shown)
+        self.maybe_free_model_hooks()
+        return output if return_dict else output.to_tuple()
+
+    def _text(
+        self,
+        prompt: str | list[str] | None,
+        negative_prompt: str | list[str] | None,
+        prompt_embeds: Tensor | None,
+        negative_prompt_embeds: Tensor | None,
+        videos: int,
+    ) -> Tensor:
+        """Token states (2N, L, D): N of the negative prompts, then N of the prompts."""
+        if (prompt is None) == (prompt_embeds is None):
+            raise UserError("give either prompt or prompt_embeds")
+        if videos < 1:
+            raise UserError(f"num_videos_per_prompt must be at least 1, not {videos}")
+        if prompt_embeds is None:
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
+            if not prompts or not all(text.strip() for text in prompts):
+                raise UserError("the prompt is empty: say what the video shows")
+            negatives = negative_prompt or ""
+            negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
+            if len(negatives) != len(prompts):
+                raise UserError(f"{len(prompts)} prompts but {len(negatives)} negative prompts: give one, or one each")
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(prompts, negatives)
+        elif negative_prompt_embeds is None:
+            raise UserError("prompt_embeds also needs negative_prompt_embeds, for guidance")
+        assert negative_prompt_embeds is not None
+        embeds = [negative_prompt_embeds, prompt_embeds]
+        return torch.cat([part.repeat_interleave(videos, dim=0) for part in embeds]).to(self._execution_device)
+
+
+class _Run:
+    """One call of the pipeline: its checked options, its count of steps, and its five stages."""
+
+    def __init__(
+        self,
+        pipeline: VideoGenPipeline,
+        height: int | None,
+        width: int | None,
+        num_frames: int,
+        temporal_factor: int,
+        fps: float | None,
+        steps: int | Mapping[str, int] | None,
+        callback: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None,
+        output_type: str,
+    ) -> None:
+        self.pipeline, self.callback, self.factor, self.num_frames = pipeline, callback, temporal_factor, num_frames
+        self.passes = tsr.num_passes(temporal_factor)
+        self.fps = pipeline.config.base_fps * temporal_factor if fps is None else float(fps)
+        self.size = (height or pipeline.size[0], width or pipeline.size[1])
+        self.steps = _steps(steps)
+        unit = 4 * pipeline.vae_factor
+        if any(side < unit or side % unit for side in self.size):
+            raise UserError(f"height and width must be multiples of {unit}, not {self.size[0]} and {self.size[1]}")
+        if num_frames < 1 or not 0 < self.fps < 1000:
+            raise UserError(f"num_frames must be at least 1 and fps between 0 and 1000, not {num_frames} and {self.fps}")
+        if output_type not in ("pil", "np", "pt", "latent"):
+            raise UserError(f"output_type must be pil, np, pt or latent, not {output_type!r}")
+        if self.passes and (pipeline.latent_flow is None or pipeline.refiner is None):
+            raise UserError("this pipeline has no latent_flow or no refiner: use temporal_factor=1, or train them")
+        self.decodes = output_type != "latent"
+
+    def plan(self, *, generate: bool, cascade: bool) -> None:
+        """Count the steps of all stages, for progress."""
+        frames = self.factor * (self.num_frames - 1) + 1
+        plan = {"reference image": self.steps["reference"] if generate else 0, "base": self.steps["base"]}
+        plan |= {f"super-resolution {level}": self.steps["super_resolution"] for level in (1, 2)}
+        plan |= {"temporal super-resolution": self.passes * self.steps["refiner"] if self.num_frames > 1 else 0}
+        plan = plan if cascade else {}
+        plan["decoding"] = num_windows(frames) if self.decodes else 0
+        self.pipeline._num_timesteps, self.done = sum(plan.values()), 0
+
+    def stage(self, name: str) -> Callable[[int, Tensor], None]:
+        """Name the stage that begins; returns its `on_step`."""
+        self.pipeline.stage = name
+
+        def on_step(index: int, timestep: Tensor) -> None:
+            self.done += 1
+            if self.callback is not None:
+                self.callback(self.pipeline, self.done - 1, timestep, {})
+
+        return on_step
+
+    def reference_image(self, text: Tensor, image: Any, generators: list[torch.Generator]) -> Tensor:
+        pipeline = self.pipeline
+        if image is None:
+            if pipeline.unet is None:
+                raise UserError("this pipeline has no text-to-image network: give an image, or use_reference=False")
+            on_step = self.stage("reference image")
+            options = {"num_steps": self.steps["reference"], "guidance_scale": pipeline.guidance_scale, "on_step": on_step}
+            parts = pipeline.unet, pipeline.vae, pipeline.scheduler, text, self.size, generators
+            return generate_reference(*parts, **options).clamp(-1, 1)
+        if isinstance(image, Tensor):
+            pictures = image.to(text)
+        else:
+            listed = image if isinstance(image, list) else [image]
+            pictures = torch.stack([image_to_tensor(item, self.size) for item in listed]).to(text)
+        if len(generators) % len(pictures) or pictures.shape[-2:] != self.size:
+            raise UserError(f"{len(pictures)} reference images of {tuple(pictures.shape[-2:])} do not fit {len(generators)} videos")
+        return pictures.repeat_interleave(len(generators) // len(pictures), dim=0)
+
+    def cascade(self, text: Tensor, reference: Tensor | None, generators: list[torch.Generator]) -> Tensor:
+        pipeline, scheduler = self.pipeline, self.pipeline.scheduler
+        references = [None] * 3 if reference is None else reference_latents(pipeline.vae, reference, levels=3)
+        height, width = (side // pipeline.vae_factor // 4 for side in self.size)
+        shape = (len(generators), self.num_frames, pipeline.vae.config.latent_channels, height, width)
+        fps = torch.full((len(generators),), self.fps / self.factor, device=text.device)
+        base = generate_base(
+            pipeline.base,
+            scheduler,
+            text,
+            references[0],
+            shape,
+            fps,
+            generators,
+            num_steps=self.steps["base"],
+            guidance_scale=pipeline.guidance_scale,
+            on_step=self.stage("base"),
+        )
+        prompts = text.chunk(2)[1]
+        latents = base
+        for level, network in enumerate((pipeline.super_resolution_1, pipeline.super_resolution_2), start=1):
+            on_step = self.stage(f"super-resolution {level}")
+            options = {"num_steps": self.steps["super_resolution"], "on_step": on_step}
+            latents = super_resolve(network, scheduler, prompts, references[level], latents, fps, generators, **options)
+        return latents
+
+    def temporal_super_resolution(self, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
+        pipeline = self.pipeline
+        return tsr.temporal_super_resolution(
+            latents,
+            self.factor,
+            fps=torch.full((len(latents),), self.fps / self.factor, device=latents.device),
+            middle=partial(tsr.middle_frames, pipeline.latent_flow),
+            refiner=pipeline.refiner,
+            scheduler=pipeline.scheduler,
+            generators=generators,
+            num_steps=self.steps["refiner"],
+            on_step=self.stage("temporal super-resolution"),
+        )
+
+    def decode(self, latents: Tensor) -> Tensor:
+        return decode_video(self.pipeline.video_decoder, latents, on_step=self.stage("decoding"))
+
+
+def _steps(asked: int | Mapping[str, int] | None) -> dict[str, int]:
+    given = dict.fromkeys(DEFAULT_STEPS, asked) if isinstance(asked, int) else dict(asked or {})
+    for name, value in given.items():
+        if name not in DEFAULT_STEPS or not isinstance(value, int) or not 1 <= value <= 1000:
+            raise UserError(f"steps: {name}={value}; stages are {', '.join(DEFAULT_STEPS)}, each with 1..1000 steps")
+    return {**DEFAULT_STEPS, **given}  # type: ignore[dict-item]
+
+
+def _generators(given: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:
+    """One generator a video. From a single one (or none), each video gets its own, seeded from it in order."""
+    if isinstance(given, list):
+        if len(given) != count:
+            raise UserError(f"{len(given)} generators for {count} videos: give one, or one each")
+        return given
+    source = given if given is not None else torch.Generator().manual_seed(torch.seed() % 2**63)
+    if count == 1 and given is not None:
+        return [given]
+    seeds = torch.randint(0, 2**62, (count,), generator=source, device=source.device).tolist()
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def to_uint8(frames: Tensor) -> np.ndarray:
+    """(..., 3, H, W) in [-1, 1] -> uint8 (..., H, W, 3)."""
+    pixels = frames.float().add(1).mul(127.5).round().clamp(0, 255).byte()
+    return np.asarray(pixels.movedim(-3, -1).cpu().numpy())
+
+
+def as_type(frames: Tensor, output_type: str) -> Any:
+    """Frames (N, F, 3, H, W) in [-1, 1] as diffusers' output types have them; latents pass unchanged."""
+    if output_type == "latent":
+        return frames
+    if output_type == "pil":
+        return [[Image.fromarray(frame) for frame in video] for video in to_uint8(frames)]
+    unit = frames.float().add(1).div(2).clamp(0, 1)
+    return unit if output_type == "pt" else unit.movedim(2, -1).cpu().numpy()

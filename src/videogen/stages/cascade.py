@@ -1,0 +1,83 @@
+"""The cascade of latent video diffusion (section 3.2): a base network, then super-resolution networks, each twice as large."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from videogen import diffusion
+from videogen.models.unet import VideoUNet
+from videogen.stages.conditions import encode_frames, resize_frames
+
+
+@torch.no_grad()
+def reference_latents(autoencoder: Any, images: Tensor, levels: int) -> list[Tensor]:
+    """The reference (B, 3, H, W) resized to the size of each network and encoded: latents (B, C, h, w), smallest first."""
+    height, width = images.shape[-2:]
+    sizes = [(height >> shift, width >> shift) for shift in reversed(range(levels))]
+    return [encode_frames(autoencoder, resize_frames(images, size)) for size in sizes]
+
+
+@torch.no_grad()
+def generate_base(
+    network: VideoUNet,
+    scheduler: Any,
+    text: Tensor,
+    reference: Tensor | None,
+    shape: tuple[int, ...],
+    fps: Tensor,
+    generators: list[torch.Generator],
+    *,
+    num_steps: int,
+    guidance_scale: float,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Latents of `shape` = (B, F, C, h, w) from noise, with guidance towards the text.
+
+    text: token states (2B, L, D), B of the negative prompts, then B of the prompts. reference: (B, C, h, w), or None; both
+    halves of the guided batch see it. fps: (B,).
+    """
+    keys_values = network.text_keys_values(text)
+    twice = None if reference is None else torch.cat([reference, reference])
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        return network(noisy, timestep, fps=torch.cat([fps, fps]), text=keys_values, reference=twice)
+
+    noise = diffusion.randn(shape, generators, like=text)
+    guided = diffusion.guided(predict, guidance_scale)
+    return diffusion.sample(guided, noise, scheduler, num_steps, generators=generators, on_step=on_step)
+
+
+@torch.no_grad()
+def super_resolve(
+    network: VideoUNet,
+    scheduler: Any,
+    text: Tensor,
+    reference: Tensor | None,
+    low: Tensor,
+    fps: Tensor,
+    generators: list[torch.Generator],
+    *,
+    num_steps: int,
+    strength: float = 0.8,
+    on_step: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w).
+
+    text: token states of the prompts alone (B, L, D). Ours: no guidance here, and few steps that start from the upsampled
+    latents noised to `strength` of the schedule, since reference and low resolution already fix the content.
+    """
+    keys_values = network.text_keys_values(text)
+    batch, frames, channels, height, width = low.shape
+    start = torch.nn.functional.interpolate(low.flatten(0, 1), scale_factor=2, mode="bilinear").unflatten(0, (batch, frames))
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        return network(noisy, timestep, fps=fps, text=keys_values, reference=reference, condition=low)
+
+    noise = diffusion.randn((batch, frames, channels, 2 * height, 2 * width), generators, like=low)
+    return diffusion.sample(
+        predict, noise, scheduler, num_steps, generators=generators, start=start, strength=strength, on_step=on_step
+    )

@@ -1,0 +1,1 @@
+"""Training of every network by one loop (section 3.5)."""

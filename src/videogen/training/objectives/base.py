@@ -1,0 +1,64 @@
+"""What a network is trained for (section 3.5): the only place where networks, frozen parts and losses meet.
+
+An objective knows nothing of optimisers, files or ranks, and the trainer knows nothing of networks: between them stand
+`build`, `loss`, `preview` and `finish`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videogen.config import UserError
+from videogen.data.clips import ClipBatch
+
+
+class Objective(ABC):
+    """One training task. Frozen parts live in the objective (moved by `to`); the trained network is passed in.
+
+    companion: a network that is optimised and checkpointed beside the trained one but never exported (a GAN's
+    discriminator), or None. `loss` must give gradients to both in one scalar.
+    """
+
+    companion: nn.Module | None = None
+
+    @abstractmethod
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        """A network to train: new with these keyword arguments, or started from earlier weights (section 3.5)."""
+
+    @abstractmethod
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Scalar loss (mean over the clips) and named scalars to log. All randomness of clip i comes from `generators[i]` (on
+        the CPU), so the split into ranks and micro-batches does not matter."""
+
+    @abstractmethod
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        """What the network makes of these clips, to look at: frames (N, F, 3, H, W) in [-1, 1]."""
+
+    def finish(self, network: nn.Module, clips: ClipBatch) -> None:  # noqa: B027
+        """Measure what belongs into the network's configuration before it is exported, e.g. the latent scale."""
+
+    def to(self, device: torch.device) -> None:
+        """Move every frozen part and the companion to `device`."""
+        for part in vars(self).values():
+            if isinstance(part, nn.Module):
+                part.to(device)
+
+
+def make(cls: type[nn.Module], arguments: Mapping[str, Any]) -> Any:
+    """Call a network class with the recipe's keyword arguments (unknown ones are an error, unlike with `from_config`)."""
+    try:
+        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in arguments.items()})
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"network: {cls.__name__} cannot be built from the recipe: {error}") from None
+
+
+def chance(generators: list[torch.Generator], probability: float, device: torch.device) -> Tensor:
+    """One biased coin a clip; bool (B,)."""
+    return torch.stack([torch.rand((), generator=generator) < probability for generator in generators]).to(device)

@@ -1,0 +1,180 @@
+"""Denoising objectives: text-to-image (3.1), the cascade's three networks (3.2), the refiner of new frames (3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from torch import Tensor, nn
+
+from videogen import diffusion
+from videogen.config import RefinerOptions, TextToImageOptions, VideoDiffusionOptions
+from videogen.data.clips import ClipBatch
+from videogen.models.ifrnet import IFRNet
+from videogen.models.initialization import initialize_from
+from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text
+from videogen.models.unet import VideoUNet
+from videogen.stages import temporal_super_resolution as tsr
+from videogen.stages.conditions import encode_frames, encode_text, resize_frames
+from videogen.training.objectives.base import Objective, chance, make
+
+PREVIEW_STEPS = 20
+
+
+def denoising_loss(
+    scheduler: Any, predict: diffusion.Predict, clean: Tensor, generators: list[torch.Generator]
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean squared error of the network's output at a random timestep and noise for each sample (DDPM, equation 14)."""
+    timesteps = diffusion.random_timesteps(scheduler, generators, clean.device)
+    noise = diffusion.randn(tuple(clean.shape), generators, clean)
+    noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
+    target = diffusion.training_target(scheduler, clean, noise, timesteps)
+    loss = F.mse_loss(predict(noisy, timesteps).float(), target.float())
+    return loss, {"denoising": loss.detach()}
+
+
+class TextConditioned(Objective):
+    """Shared by the networks that read a prompt: the frozen autoencoder, CLIP text encoder and noise schedule."""
+
+    def __init__(self, image_model: str, text_dropout: float) -> None:
+        self.tokenizer, self.text_encoder = load_text(image_model)
+        self.autoencoder = load_component(AutoencoderKL, image_model, "vae")
+        self.scheduler = load_scheduler(image_model)
+        self.text_dropout = text_dropout
+
+    def text(self, captions: list[str], generators: list[torch.Generator]) -> Tensor:
+        """Token states (B, L, D); a share `text_dropout` of captions is emptied, for guidance."""
+        dropped = chance(generators, self.text_dropout, torch.device("cpu")).tolist()
+        prompts = ["" if empty else caption for empty, caption in zip(dropped, captions, strict=True)]
+        return encode_text(self.tokenizer, self.text_encoder, prompts)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Latents (B, F, C, h, w) -> frames (B, F, 3, H, W) by the frozen image decoder."""
+        flat = latents.flatten(0, 1) / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(flat).sample.unflatten(0, latents.shape[:2])
+
+
+class TextToImageObjective(TextConditioned):
+    """Stable Diffusion's own objective on single frames (section 3.1; only mini trains it)."""
+
+    def __init__(self, options: TextToImageOptions) -> None:
+        super().__init__(options.image_model, options.text_dropout)
+        self.options = options
+
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        built = make(UNet2DConditionModel, network)
+        if self.options.initial is not None:
+            initialize_from(built, load_network(UNet2DConditionModel, self.options.initial).state_dict())
+        return built
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        text = self.text(clips.captions, generators)
+        latents = encode_frames(self.autoencoder, clips.frames[:, 0])
+        return denoising_loss(self.scheduler, lambda x, t: network(x, t, text).sample, latents, generators)
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        text = encode_text(self.tokenizer, self.text_encoder, [""] * len(clips) + clips.captions)
+        latents = encode_frames(self.autoencoder, clips.frames[:, 0])
+        noise = diffusion.randn(tuple(latents.shape), generators, latents)
+        predict = diffusion.guided(lambda x, t: network(x, t, text).sample, 3.0)
+        return self.decode(diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS)[:, None])
+
+
+class VideoDiffusionObjective(TextConditioned):
+    """One network of the cascade (section 3.2): reference = the clip's first frame; the later two also see low resolution."""
+
+    def __init__(self, options: VideoDiffusionOptions) -> None:
+        super().__init__(options.image_model, options.text_dropout)
+        self.options = options
+
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        built = make(VideoUNet, network)
+        condition = built.config.condition_channels
+        self.super_resolution = condition > 0
+        source = VideoUNet if self.super_resolution else UNet2DConditionModel
+        initialize_from(built, load_network(source, self.options.initial).state_dict())
+        return built
+
+    def latents(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
+        """(clean latents, low-resolution latents or None), both (B, F, C, h, w)."""
+        height, width = (side // self.options.downscale for side in clips.frames.shape[-2:])
+        frames = resize_frames(clips.frames, (height, width))
+        low = resize_frames(frames, (height // 2, width // 2)) if self.super_resolution else None
+        return encode_frames(self.autoencoder, frames), None if low is None else encode_frames(self.autoencoder, low)
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        text = self.text(clips.captions, generators)
+        latents, condition = self.latents(clips)
+        dropped = chance(generators, self.options.reference_dropout, latents.device)
+        reference = latents[:, 0] * ~dropped[:, None, None, None]
+        if condition is not None:
+            level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
+            noise = diffusion.randn(tuple(condition.shape), generators, condition)
+            condition = condition + self.options.condition_noise * level[:, None, None, None, None] * noise
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            return network(noisy, timestep, fps=clips.fps, text=text, reference=reference, condition=condition)
+
+        return denoising_loss(self.scheduler, predict, latents, generators)
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
+        latents, condition = self.latents(clips)
+        noise = diffusion.randn(tuple(latents.shape), generators, latents)
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            return network(noisy, timestep, fps=clips.fps, text=text, reference=latents[:, 0], condition=condition)
+
+        return self.decode(diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
+
+
+class RefinerObjective(Objective):
+    """Refine the warped middle frames (section 3.3): unlabelled clips of 2K + 1 frames, every second one is to be found."""
+
+    def __init__(self, options: RefinerOptions) -> None:
+        self.autoencoder = load_component(AutoencoderKL, options.image_model, "vae")
+        self.scheduler = load_scheduler(options.image_model)
+        self.latent_flow = frozen(load_network(IFRNet, options.latent_flow))
+
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        return make(VideoUNet, network)
+
+    def frames(self, clips: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(given latents (B, K+1, ...), true new latents (B, K, ...), warped new latents (B, K, ...))."""
+        latents = encode_frames(self.autoencoder, clips.frames)
+        given = latents[:, 0::2]
+        with torch.no_grad():
+            return given, latents[:, 1::2], tsr.middle_frames(self.latent_flow, given)
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        given, new, coarse = self.frames(clips)
+        condition = tsr.refiner_condition(coarse, given[:, :-1], given[:, 1:])
+        loss, scalars = denoising_loss(
+            self.scheduler, lambda x, t: network(x, t, fps=clips.fps, condition=condition), new, generators
+        )
+        return loss, {**scalars, "coarse": F.mse_loss(coarse, new)}
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        given = encode_frames(self.autoencoder, clips.frames[:, 0::2])
+        latents = tsr.upsample_time(
+            given,
+            middle=lambda frames: tsr.middle_frames(self.latent_flow, frames),
+            refiner=network,
+            scheduler=self.scheduler,
+            fps=clips.fps,
+            generators=generators,
+        )
+        flat = latents.flatten(0, 1) / self.autoencoder.config.scaling_factor
+        return self.autoencoder.decode(flat).sample.unflatten(0, latents.shape[:2])

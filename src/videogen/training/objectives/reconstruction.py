@@ -1,0 +1,147 @@
+"""Reconstruction objectives: mini's image autoencoder, and the video decoder of section 3.4, with the same losses."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import AutoencoderKL
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from videogen import diffusion
+from videogen.config import AutoencoderOptions, ReconstructionOptions, VideoDecoderOptions
+from videogen.data.clips import ClipBatch
+from videogen.data.degradation import degrade
+from videogen.models.initialization import decoder_tensors, initialize_as_resampler, initialize_from
+from videogen.models.lpips import load_lpips
+from videogen.models.pretrained import load_component
+from videogen.models.video_decoder import VideoDecoder
+from videogen.stages.conditions import encode_frames
+from videogen.training.objectives.base import Objective, chance, make
+
+
+class PatchDiscriminator(nn.Sequential):
+    """PatchGAN (Isola et al. 2017): images (N, 3, H, W) -> logits (N, 1, H/8, W/8), one for each overlapping patch."""
+
+    def __init__(self, width: int = 32) -> None:
+        layers: list[nn.Module] = [nn.Conv2d(3, width, 4, stride=2, padding=1), nn.LeakyReLU(0.2)]
+        for level in range(2):
+            a, b = width << level, width << (level + 1)
+            layers += [nn.Conv2d(a, b, 4, stride=2, padding=1), nn.GroupNorm(8, b), nn.LeakyReLU(0.2)]
+        super().__init__(*layers, nn.Conv2d(width << 2, 1, 3, padding=1))
+
+
+def edges(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Differences of horizontal and of vertical neighbours of (N, C, H, W)."""
+    return images[..., :, 1:] - images[..., :, :-1], images[..., 1:, :] - images[..., :-1, :]
+
+
+class ReconstructionObjective(Objective):
+    """L1 + edges + LPIPS + patch GAN (hinge) between made and true images; the discriminator learns from the same scalar."""
+
+    def __init__(self, options: ReconstructionOptions) -> None:
+        self.losses = options
+        self.perceptual = None if options.lpips is None else load_lpips(options.lpips)
+        self.companion = PatchDiscriminator() if options.adversarial_weight > 0 else None
+
+    def reconstruction(self, made: Tensor, true: Tensor, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """Loss between images (N, 3, H, W) in [-1, 1]."""
+        absolute = F.l1_loss(made, true)
+        edge = sum(F.l1_loss(a, b) for a, b in zip(edges(made), edges(true), strict=True))
+        loss = absolute + self.losses.edge_weight * edge
+        mse = F.mse_loss(made.detach().clamp(-1, 1), true)
+        scalars = {"l1": absolute.detach(), "psnr": 10 * torch.log10(4 / mse)}
+        if self.perceptual is not None:
+            perceptual = self.perceptual(made, true).mean()
+            loss = loss + self.losses.lpips_weight * perceptual
+            scalars["lpips"] = perceptual.detach()
+        if self.companion is not None:
+            fool, teach = self._adversarial(made, true)
+            weight = self.losses.adversarial_weight if step >= self.losses.adversarial_start else 0.0
+            loss = loss + weight * fool + teach
+            scalars |= {"fool": fool.detach(), "teach": teach.detach()}
+        return loss, scalars
+
+    def _adversarial(self, made: Tensor, true: Tensor) -> tuple[Tensor, Tensor]:
+        """(what the generator minimises, what the discriminator minimises): each sends gradients to its own side only."""
+        discriminator = self.companion
+        assert discriminator is not None
+        still = {name: parameter.detach() for name, parameter in discriminator.named_parameters()}
+        fool = -functional_call(discriminator, still, (made,)).mean()
+        teach = F.relu(1 - discriminator(true)).mean() + F.relu(1 + discriminator(made.detach())).mean()
+        return fool, teach / 2
+
+
+class AutoencoderObjective(ReconstructionObjective):
+    """Mini's AutoencoderKL on frames, with a small KL term (Rombach et al. 2022)."""
+
+    def __init__(self, options: AutoencoderOptions) -> None:
+        super().__init__(options)
+        self.kl_weight = options.kl_weight
+
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        built = make(AutoencoderKL, network)
+        initialize_as_resampler(built)
+        return built
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        images = clips.frames.flatten(0, 1)
+        posterior = network.encode(images).latent_dist  # type: ignore[operator]
+        noise = diffusion.randn((*clips.frames.shape[:2], *posterior.mean.shape[1:]), generators, images).flatten(0, 1)
+        made = network.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
+        loss, scalars = self.reconstruction(made, images, step)
+        divergence = posterior.kl().mean()
+        return loss + self.kl_weight * divergence, {**scalars, "kl": divergence.detach()}
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        images = clips.frames[:, 0]
+        made = network.decode(network.encode(images).latent_dist.mode()).sample  # type: ignore[operator]
+        return torch.stack([images, made], dim=1)
+
+    @torch.no_grad()
+    def finish(self, network: nn.Module, clips: ClipBatch) -> None:
+        """Set `scaling_factor` so that latents have unit variance (Rombach et al. 2022, section G)."""
+        spread = network.encode(clips.frames.flatten(0, 1)).latent_dist.mode().std()  # type: ignore[operator]
+        network.register_to_config(scaling_factor=round(1 / spread.item(), 5))  # type: ignore[operator]
+
+
+class VideoDecoderObjective(ReconstructionObjective):
+    """Encoder latents of degraded clips -> the clean clips (section 3.4), started from the frozen image decoder."""
+
+    def __init__(self, options: VideoDecoderOptions) -> None:
+        super().__init__(options)
+        self.options = options
+        self.autoencoder = load_component(AutoencoderKL, options.image_model, "vae")
+
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        config = self.autoencoder.config
+        shared = ("latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
+        built = make(VideoDecoder, {name: config[name] for name in shared} | {"scaling_factor": config.scaling_factor} | network)
+        initialize_from(built, decoder_tensors(self.autoencoder.state_dict()))
+        return built
+
+    def latents(self, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        """Latents of the clips, degraded but for a share `clean` of them."""
+        clean = chance(generators, self.options.clean, torch.device("cpu")).tolist()
+        strengths = [0.0 if keep else self.options.degradation for keep in clean]
+        frames = zip(clips.frames, generators, strengths, strict=True)
+        degraded = torch.stack([degrade(clip, generator, strength) for clip, generator, strength in frames])
+        return encode_frames(self.autoencoder, degraded)
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        made = network(self.latents(clips, generators))
+        loss, scalars = self.reconstruction(made.flatten(0, 1), clips.frames.flatten(0, 1), step)
+        steadiness = F.l1_loss(made.diff(dim=1), clips.frames.diff(dim=1))
+        return loss, {**scalars, "flicker": steadiness.detach()}
+
+    @torch.no_grad()
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        return network(self.latents(clips, generators))

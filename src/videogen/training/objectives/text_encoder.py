@@ -1,0 +1,64 @@
+"""Mini's own CLIP: captions against clips (Radford et al. 2021). The paper takes CLIP as it is (section 3.2)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import CLIPConfig, CLIPModel
+
+from videogen.config import TextEncoderOptions, UserError
+from videogen.data.clips import ClipBatch
+from videogen.models.pretrained import load_tokenizer
+from videogen.stages.conditions import resize_frames
+from videogen.training.objectives.base import Objective
+
+
+class TextEncoderObjective(Objective):
+    """Contrast captions with storyboards: four frames of a clip tiled 2x2, so that motion can be read off one picture.
+
+    The loss contrasts all clips of a forward, so, unlike every other objective, it depends on the size of a micro-batch.
+    """
+
+    def __init__(self, options: TextEncoderOptions) -> None:
+        self.tokenizer = load_tokenizer(options.tokenizer)
+        self.side = options.storyboard_frame
+
+    def build(self, network: Mapping[str, Any]) -> nn.Module:
+        try:
+            config = CLIPConfig(**network)
+            config.text_config.vocab_size = len(self.tokenizer)
+            config.text_config.max_position_embeddings = self.tokenizer.model_max_length
+            config.text_config.bos_token_id = self.tokenizer.bos_token_id
+            config.text_config.eos_token_id = self.tokenizer.eos_token_id
+            config.text_config.pad_token_id = self.tokenizer.pad_token_id
+            config.vision_config.image_size = 2 * self.side
+            return CLIPModel(config)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"network: CLIPModel cannot be built from the recipe: {error}") from None
+
+    def storyboards(self, clips: ClipBatch) -> Tensor:
+        """(B, 3, 2*side, 2*side): four evenly spaced frames, read like a page."""
+        chosen = torch.linspace(0, clips.frames.shape[1] - 1, 4).round().long()
+        a, b, c, d = resize_frames(clips.frames[:, chosen], (self.side, self.side)).unbind(1)
+        return torch.cat([torch.cat([a, b], dim=3), torch.cat([c, d], dim=3)], dim=2)
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        tokens = self.tokenizer(clips.captions, padding="max_length", truncation=True, return_tensors="pt")
+        device = clips.frames.device
+        output = network(
+            input_ids=tokens.input_ids.to(device),
+            attention_mask=tokens.attention_mask.to(device),
+            pixel_values=self.storyboards(clips),
+        )
+        logits, own = output.logits_per_text, torch.arange(len(clips), device=device)
+        loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+        return loss, {"accuracy": (logits.argmax(1) == own).float().mean()}
+
+    def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
+        return self.storyboards(clips)[:, None]

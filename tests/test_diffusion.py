@@ -1,0 +1,203 @@
+"""Diffusion as pure functions over diffusers' schedulers: round trips, samplers on a distribution with a known solution."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DPMSolverMultistepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from tiny import generators, randn
+from torch import Tensor
+
+from videogen import diffusion
+from videogen.config import UserError
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' Euler and others
+
+SD = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+TYPES = ("epsilon", "v_prediction", "sample")
+MEAN, SPREAD = 0.7, 0.4  # of the data that the analytic denoiser knows
+
+
+def ddim(**options: Any) -> DDIMScheduler:
+    return DDIMScheduler(**SD, clip_sample=False, timestep_spacing="trailing", **options)
+
+
+def exact(scheduler: Any, kind: str = "epsilon") -> diffusion.Predict:
+    """What a perfect network outputs where the data are N(MEAN, SPREAD^2), elementwise.
+
+    x_t = a x_0 + s n is jointly Gaussian with x_0, so E[x_0 | x_t] = m + a d^2 / (a^2 d^2 + s^2) (x_t - a m), and the rest follows
+    from x_t = a x_0 + s n and v = a n - s x_0.
+    """
+    table = scheduler.alphas_cumprod.double()
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        abar = table[timestep.round().long()].view(-1, *[1] * (noisy.ndim - 1)).to(noisy)
+        signal, sigma = abar.sqrt(), (1 - abar).sqrt()
+        clean = MEAN + signal * SPREAD**2 / (abar * SPREAD**2 + 1 - abar) * (noisy - signal * MEAN)
+        noise = (noisy - signal * clean) / sigma
+        return {"epsilon": noise, "v_prediction": signal * noise - sigma * clean, "sample": clean}[kind]
+
+    return predict
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_clean_sample_comes_back_from_what_the_network_should_output(kind: str) -> None:
+    scheduler = ddim(prediction_type=kind)
+    clean, noise = randn(5, 3, 4, dtype=torch.float64), randn(5, 3, 4, seed=1, dtype=torch.float64)
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    timesteps = torch.tensor([0, 1, 250, 500, 999])
+    noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
+    target = diffusion.training_target(scheduler, clean, noise, timesteps)
+    found = diffusion.predict_clean(scheduler, noisy, target, timesteps)
+    torch.testing.assert_close(found, clean, rtol=0, atol=1e-12)
+
+
+def test_noising_follows_equation_4() -> None:
+    scheduler, clean, noise, timesteps = ddim(), randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([10, 900])
+    signal, sigma = diffusion.signal_and_noise(scheduler, timesteps, clean)
+    assert signal.shape == (2, 1, 1)
+    torch.testing.assert_close(signal.square() + sigma.square(), torch.ones(2, 1, 1))
+    torch.testing.assert_close(diffusion.add_noise(scheduler, clean, noise, timesteps), signal * clean + sigma * noise)
+
+
+def test_an_unknown_prediction_type_is_refused() -> None:
+    scheduler, x, timesteps = ddim(prediction_type="flow"), randn(1, 2), torch.tensor([3])
+    with pytest.raises(ValueError, match="unknown prediction type 'flow'"):
+        diffusion.training_target(scheduler, x, x, timesteps)
+    with pytest.raises(ValueError, match="unknown prediction type 'flow'"):
+        diffusion.predict_clean(scheduler, x, x, timesteps)
+
+
+SCHEDULERS = {
+    "DDIM": ddim(set_alpha_to_one=True),
+    "DPM-Solver++": DPMSolverMultistepScheduler(**SD),
+    "UniPC": UniPCMultistepScheduler(**SD),
+    "Euler": EulerDiscreteScheduler(**SD),
+}
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_perfect_denoiser_samples_the_distribution_it_knows(name: str) -> None:
+    """Tolerances: 3 standard errors of 20,000 draws are 0.02 spreads; the rest is left to the solver's own error and to
+    SD's schedule, whose last step still holds 7% signal while the sampler begins with none."""
+    scheduler = SCHEDULERS[name]
+    drawn = diffusion.sample(exact(scheduler), randn(2, 10_000, dtype=torch.float64), scheduler, 100)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.05)
+    assert drawn.std().item() == pytest.approx(SPREAD, rel=0.05)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_the_prediction_type_does_not_change_the_sample(kind: str) -> None:
+    noise = randn(2, 50, dtype=torch.float64)
+    expected = diffusion.sample(exact(ddim()), noise, ddim(), 10)
+    scheduler = ddim(prediction_type=kind)
+    torch.testing.assert_close(diffusion.sample(exact(scheduler, kind), noise, scheduler, 10), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_starting_from_a_sample_keeps_the_distribution_and_stays_near(name: str) -> None:
+    scheduler = SCHEDULERS[name]
+    start = MEAN + SPREAD * randn(2, 10_000, dtype=torch.float64)
+    noise = randn(2, 10_000, seed=1, dtype=torch.float64)
+    drawn = diffusion.sample(exact(scheduler), noise, scheduler, 40, start=start, strength=0.4)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.05)
+    assert drawn.std().item() == pytest.approx(SPREAD, rel=0.08)
+    near, far = (
+        diffusion.sample(exact(scheduler), noise, scheduler, 20, start=start, strength=strength) - start
+        for strength in (0.1, 1.0)
+    )
+    assert near.std() < 0.5 * far.std()
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.8, 0.5, 0.3])
+@pytest.mark.parametrize("steps", [1, 2, 7])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_a_sample_takes_exactly_its_steps(name: str, steps: int, strength: float) -> None:
+    scheduler, calls, told = SCHEDULERS[name], list[Tensor](), list[tuple[int, float]]()
+    before = copy.deepcopy(vars(scheduler))
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        calls.append(timestep)
+        return noisy
+
+    diffusion.sample(
+        predict, randn(3, 4), scheduler, steps, start=randn(3, 4), strength=strength,
+        on_step=lambda index, timestep: told.append((index, float(timestep))),
+    )  # fmt: skip
+    assert [timestep.shape for timestep in calls] == [(3,)] * steps
+    assert told == [(index, float(timestep[0])) for index, timestep in enumerate(calls)]
+    assert sorted(told, key=lambda item: -item[1]) == told
+    assert float(calls[0][0]) <= 1000 * strength + 1000 / steps  # what cannot be had in so few steps is rounded
+    assert str(vars(scheduler)) == str(before)  # the scheduler itself was only read
+
+
+def test_strength_counts_only_with_a_start() -> None:
+    noise, scheduler = randn(2, 3), SCHEDULERS["DDIM"]
+    whole = diffusion.sample(exact(scheduler), noise, scheduler, 4)
+    assert torch.equal(diffusion.sample(exact(scheduler), noise, scheduler, 4, strength=0.5), whole)
+
+
+@pytest.mark.parametrize("name", [*SCHEDULERS, "Euler ancestral"])
+def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
+    scheduler = {**SCHEDULERS, "Euler ancestral": EulerAncestralDiscreteScheduler(**SD)}[name]
+    seeds = (4, 5, 6)
+
+    def run(*seeds: int) -> Tensor:
+        sources = generators(*seeds)
+        noise = diffusion.randn((len(seeds), 2, 3), sources)
+        return diffusion.sample(exact(scheduler), noise, scheduler, 6, generators=sources)
+
+    assert torch.equal(run(*seeds), torch.cat([run(seed) for seed in seeds]))
+
+
+def test_schedulers_of_more_than_one_call_a_step_are_refused() -> None:
+    with pytest.raises(UserError, match="PNDMScheduler makes 5 calls for 4 steps; .* such as DDIM"):
+        diffusion.sample(lambda x, t: x, randn(1, 2), PNDMScheduler(**SD, skip_prk_steps=True), 4)
+
+
+def test_impossible_steps_and_strengths_are_refused() -> None:
+    for options in ({"num_steps": 0}, {"num_steps": 3, "strength": 0.0}, {"num_steps": 3, "strength": 1.1}):
+        with pytest.raises(ValueError, match="num_steps must be >= 1 and 0 < strength <= 1"):
+            diffusion.sample(lambda x, t: x, randn(1, 2), ddim(), start=randn(1, 2), **options)
+    with pytest.raises(UserError, match="at most 500 steps fit into the last 0.5 of a schedule of 1000"):
+        diffusion.sample(lambda x, t: x, randn(1, 2), ddim(), 501, start=randn(1, 2), strength=0.5)
+
+
+def test_guidance_of_1_is_conditional_and_of_0_is_unconditional() -> None:
+    def both(noisy: Tensor, timestep: Tensor) -> Tensor:
+        assert timestep.tolist() == [7, 8, 7, 8]
+        assert torch.equal(noisy[:2], noisy[2:])
+        return torch.cat([noisy[:2] + 1, noisy[:2] * timestep[:2, None]])
+
+    x, timestep = randn(2, 3, dtype=torch.float64), torch.tensor([7, 8])
+    without, with_prompt = x + 1, x * timestep[:, None]
+    assert torch.equal(diffusion.guided(both, 0.0)(x, timestep), without)
+    torch.testing.assert_close(diffusion.guided(both, 1.0)(x, timestep), with_prompt)
+    torch.testing.assert_close(diffusion.guided(both, 3.0)(x, timestep), 3 * with_prompt - 2 * without)
+
+
+def test_noise_is_each_generators_own() -> None:
+    noise = diffusion.randn((2, 3, 4), generators(1, 2))
+    assert torch.equal(noise[1:], diffusion.randn((1, 3, 4), generators(2)))
+    assert diffusion.randn((1, 2), generators(0), like=torch.zeros(1, dtype=torch.float16)).dtype == torch.float16
+    with pytest.raises(ValueError, match="2 generators for a batch of 3"):
+        diffusion.randn((3, 4), generators(1, 2))
+
+
+def test_training_timesteps_cover_the_schedule_and_are_each_generators_own() -> None:
+    cpu, scheduler = torch.device("cpu"), ddim()
+    drawn = diffusion.random_timesteps(scheduler, generators(*range(400)), cpu)
+    assert (drawn.dtype, drawn.shape) == (torch.int64, (400,))
+    assert 0 <= drawn.min() < 20
+    assert 980 < drawn.max() < 1000
+    assert torch.equal(drawn[7:8], diffusion.random_timesteps(scheduler, generators(7), cpu))

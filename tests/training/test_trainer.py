@@ -1,0 +1,217 @@
+"""Training (section 3.5): the loop's promises, on a tiny real task."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from toy import Denoise, ToyClips, ToyNetwork, recipe
+
+from videogen.config import DataConfig, OptimizerConfig, UserError
+from videogen.data.loader import clip_index, first_clips, load_batches
+from videogen.training.trainer import ema_decay, learning_rate, run, update_ema
+
+TOY = Path(__file__).with_name("toy.py")
+
+
+def train(output: Path, task: dict[str, Any] | None = None, **changes: Any) -> Path:
+    torch.manual_seed(1)
+    run(recipe(**changes), Denoise(**(task or {})), ToyClips(), output)
+    return output
+
+
+def state(output: Path, step: int) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint."""
+    folder = output / "checkpoints" / f"step-{step:08d}"
+    return {f"{path.stem}/{name}": tensor for path in folder.glob("*.safetensors") for name, tensor in load_file(path).items()}
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def rows(output: Path) -> list[dict[str, float]]:
+    """The log without its clock."""
+    lines = [json.loads(line) for line in (output / "log.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in line.items() if key != "seconds"} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps with a companion, uninterrupted."""
+    return train(tmp_path_factory.mktemp("whole"), {"adversary": True})
+
+
+def interrupt_after(steps: int, output: Path) -> None:
+    """Stop a run as the signal does, at a step that is no multiple of `save_every`."""
+
+    class Impatient(ToyClips):
+        asked = 0
+
+        def clip(self, index: int) -> Any:
+            self.asked += 1
+            if self.asked == 4 * steps:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().clip(index)
+
+    torch.manual_seed(1)
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe(), Denoise(adversary=True), Impatient(), output)
+    assert stopped.value.code == 130
+
+
+def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
+    interrupt_after(3, tmp_path)
+    assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
+    assert not (tmp_path / "network").exists()
+    train(tmp_path, {"adversary": True})
+    tensors = state(whole, 6)
+    assert {name.split("/")[0] for name in tensors} == {"network", "ema", "companion", "optimizer"}
+    assert_equal(state(tmp_path, 6), tensors)
+    assert rows(tmp_path) == rows(whole)
+    assert [row["step"] for row in rows(whole)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_killed_run_repeats_what_it_had_not_saved(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="step 4: the loss is nan"):
+        train(tmp_path, {"adversary": True, "explode_at": 3})
+    assert [row["step"] for row in rows(tmp_path)] == [1, 2, 3]
+    train(tmp_path, {"adversary": True})
+    assert_equal(state(tmp_path, 6), state(whole, 6))
+    assert rows(tmp_path) == rows(whole)
+
+
+def test_workers_do_not_change_a_run(whole: Path, tmp_path: Path) -> None:
+    train(tmp_path, {"adversary": True}, workers=2)
+    assert_equal(state(tmp_path, 6), state(whole, 6))
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_micro_batches_equal_one_batch(tmp_path: Path, size: int) -> None:
+    one = train(tmp_path / "one", {"dropout": False})
+    some = train(tmp_path / "some", {"dropout": False}, micro_batch=size)
+    assert_close(state(some, 6), state(one, 6))
+
+
+def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
+    settings = ["dropout=false", "adversary=true", "micro_batch=1"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(TOY)]
+    subprocess.run([*command, str(tmp_path / "two"), *settings], check=True, capture_output=True, timeout=100)
+    one = train(tmp_path / "one", {"dropout": False, "adversary": True})
+    assert_close(state(tmp_path / "two", 6), state(one, 6))
+    assert_close(load_network(tmp_path / "two"), load_network(one))
+    for got, expected in zip(rows(tmp_path / "two"), rows(one), strict=True):
+        assert got == pytest.approx(expected, rel=1e-4)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(whole: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(TOY), str(tmp_path), "adversary=true", "workers=1", "save_every=100"]
+    process = subprocess.Popen([*command, "pause=0.3"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "log.jsonl").exists() or not rows(tmp_path):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.terminate()
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert "the same command goes on" in told
+    train(tmp_path, {"adversary": True}, save_every=100, workers=1)
+    assert_equal(state(tmp_path, 6), state(whole, 6))
+
+
+def load_network(output: Path) -> dict[str, torch.Tensor]:
+    return dict(ToyNetwork.from_pretrained(output / "network").state_dict())
+
+
+def test_the_exported_network_is_the_average(whole: Path) -> None:
+    averages = {name.removeprefix("ema/"): tensor for name, tensor in state(whole, 6).items() if name.startswith("ema/")}
+    assert_equal(load_network(whole), averages)
+    assert json.loads((whole / "network" / "training.json").read_text())["step"] == 6
+
+
+def test_a_finished_run_does_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    train(tmp_path)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+    assert "done already, 6 steps" in capsys.readouterr().err
+    (tmp_path / "network" / "training.json").unlink()
+    train(tmp_path)
+    assert json.loads((tmp_path / "network" / "training.json").read_text())["step"] == 6
+    train(tmp_path, steps=7)
+    assert json.loads((tmp_path / "network" / "training.json").read_text())["step"] == 7
+
+
+def test_a_batch_that_ranks_cannot_share_or_an_impossible_crop_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"data.crop is 9 but the frames are 8x8"):
+        train(tmp_path, crop=9, workers=1)
+    with pytest.raises(UserError, match=r"loop.micro_batch must be at least 1"):
+        train(tmp_path, micro_batch=0)
+
+
+def test_preview_shows_clips_side_by_side(tmp_path: Path) -> None:
+    from PIL import Image
+
+    train(tmp_path, preview_every=4)
+    assert sorted(path.name for path in (tmp_path / "previews").glob("*.mp4")) == ["step-00000004.mp4", "step-00000006.mp4"]
+    with Image.open(tmp_path / "previews" / "step-00000006.png") as strip:
+        assert strip.size == (2 * 6, 4 * 6)  # frames across, clips down
+
+
+def test_learning_rate_rises_then_follows_a_cosine() -> None:
+    options = OptimizerConfig(learning_rate=1.0, final_learning_rate=0.2, warmup_steps=4)
+    assert [learning_rate(options, 14, step) for step in range(4)] == [0.25, 0.5, 0.75, 1.0]
+    assert learning_rate(options, 14, 4) == 1.0
+    assert learning_rate(options, 14, 9) == pytest.approx(0.6)
+    assert learning_rate(options, 14, 14) == pytest.approx(0.2)
+    assert learning_rate(options, 14, 20) == pytest.approx(0.2)
+
+
+def test_average_of_constant_weights_has_its_closed_form() -> None:
+    network = ToyNetwork()
+    ema = {name: torch.zeros_like(item) for name, item in network.named_parameters()}
+    kept = 1.0
+    for step in range(20):
+        update_ema(ema, network, ema_decay(0.6, step))
+        kept *= min(0.6, (1 + step) / (10 + step))
+    for name, item in network.named_parameters():
+        torch.testing.assert_close(ema[name], (1 - kept) * item.detach())
+    assert math.isclose(ema_decay(0.999, 0), 0.1)
+
+
+def test_every_clip_is_seen_once_an_epoch_in_changing_order() -> None:
+    epochs = [[clip_index(7, 3, 7 * epoch + place) for place in range(7)] for epoch in range(3)]
+    assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+    assert clip_index(2**31, 3, 12345) == 12345
+
+
+def test_batches_depend_on_seed_and_step_alone() -> None:
+    data = DataConfig(crop=5, workers=0)
+
+    def batches(start: int, share: range, workers: int = 0) -> list[Any]:
+        options = DataConfig(crop=5, workers=workers)
+        return list(load_batches(ToyClips(), options, seed=2, batch_size=4, steps=range(start, 5), share=share))
+
+    whole, late = batches(0, range(4)), batches(3, range(2, 4), workers=1)
+    for one, other in zip(whole[3:], late, strict=True):
+        assert one.captions[2:] == other.captions
+        assert torch.equal(one.frames[2:], other.frames)
+        assert torch.equal(one.flow[2:], other.flow)
+    assert whole[0].frames.shape == (4, 2, 3, 5, 5)
+    assert whole[0].flow.shape == (4, 2, 2, 2, 5, 5)
+    assert first_clips(ToyClips(), data, 3).captions == ["clip 0", "clip 1", "clip 2"]
