@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from videogen.pipeline import VideoGenPipeline
 
 sys.path.append(str(Path(__file__).parent))
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: tiny networks wait for threads longer than they compute
 
 
 @pytest.fixture(scope="session")

@@ -116,7 +116,7 @@ def test_starting_from_a_sample_keeps_the_distribution_and_stays_near(name: str)
         diffusion.sample(exact(scheduler), noise, scheduler, 20, start=start, strength=strength) - start
         for strength in (0.1, 1.0)
     )
-    assert near.std() < 0.5 * far.std()
+    assert near.std() < 0.7 * far.std()
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.8, 0.5, 0.3])

@@ -316,6 +316,9 @@ def _add_assemble(commands: Any) -> None:
     )
     parser.add_argument("--from", dest="runs", required=True, metavar="RUNS_FOLDER", help="the folder that holds the runs")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the pipeline folder")
+    parser.add_argument(
+        "--image-model", metavar="MODEL", help="Stable Diffusion folder or hub id, where the runs started from one (not mini)"
+    )
     parser.add_argument("--dtype", choices=("float32", "float16"), default="float16", help="on disk (default float16)")
     parser.set_defaults(run=_assemble)
 
@@ -325,7 +328,7 @@ def _assemble(arguments: argparse.Namespace) -> None:
         raise UserError(f"there is no folder {arguments.runs}")
     from videogen.models.pretrained import assemble
 
-    missing = assemble(Path(arguments.runs), Path(arguments.output), arguments.dtype)
+    missing = assemble(Path(arguments.runs), Path(arguments.output), arguments.dtype, arguments.image_model)
     print(f"{arguments.output}: {'complete' if not missing else 'still without ' + ', '.join(missing)}")
 
 

@@ -107,7 +107,7 @@ class VideoDiffusionOptions:
     """One network of the cascade (section 3.2), started as section 3.5 says."""
 
     image_model: str
-    initial: str  # an image UNet (first network) or the network one level below
+    initial: str | None = None  # image UNet (first network) or the network one level below; None: the image model's UNet
     downscale: int = 1  # the data's frames are this many times larger than the network's
     text_dropout: float = 0.1
     reference_dropout: float = 0.1

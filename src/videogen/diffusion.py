@@ -1,4 +1,4 @@
-"""Diffusion as pure functions over diffusers' schedulers: noising, prediction types, sampling ("unchanged" from Stable Diffusion).
+"""Diffusion as pure functions over diffusers' schedulers: noising, prediction types, sampling (4.1: "unchanged" from SD).
 
 A scheduler is only read here: sampling works on a copy, so one scheduler serves all networks and calls.
 """

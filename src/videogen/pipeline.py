@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -119,6 +120,11 @@ class VideoGenPipeline(DiffusionPipeline):
 
     def encode_prompt(self, prompt: list[str], negative_prompt: list[str]) -> tuple[Tensor, Tensor]:
         """(prompt_embeds, negative_prompt_embeds), each (B, L, D)."""
+        length = self.tokenizer.model_max_length
+        if any(len(tokens) > length for tokens in self.tokenizer([*prompt, *negative_prompt]).input_ids):
+            warnings.warn(
+                f"a prompt is longer than the {length} tokens the text encoder reads; the rest is left out", stacklevel=2
+            )
         states = encode_text(self.tokenizer, self.text_encoder, [*prompt, *negative_prompt])
         prompt_embeds, negative_prompt_embeds = states.chunk(2)
         return prompt_embeds, negative_prompt_embeds
@@ -152,12 +158,14 @@ class VideoGenPipeline(DiffusionPipeline):
         image: the reference, one or B pictures of any size or (B, 3, H, W) in [-1, 1], instead of a generated one;
         `use_reference=False`: none at all. height, width: pixels; default: what the networks were made for. num_frames: of
         the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
-        of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping with keys of
-        DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode, skipping all
-        else. output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after each step,
-        counted over all stages. Returns VideoGenOutput, or a tuple of its fields with return_dict=False. Raises UserError.
+        of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
+        with keys of DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode,
+        skipping all else. output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after
+        each step, counted over all stages. Returns VideoGenOutput, or a tuple of its fields with return_dict=False. Raises UserError.
         """
-        run = _Run(self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type)
+        run = _Run(
+            self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type
+        )
         text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
         generators = _generators(generator, len(text) // 2)
         self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -260,17 +268,26 @@ class _Run:
         if image is None:
             if pipeline.unet is None:
                 raise UserError("this pipeline has no text-to-image network: give an image, or use_reference=False")
-            on_step = self.stage("reference image")
-            options = {"num_steps": self.steps["reference"], "guidance_scale": pipeline.guidance_scale, "on_step": on_step}
-            parts = pipeline.unet, pipeline.vae, pipeline.scheduler, text, self.size, generators
-            return generate_reference(*parts, **options).clamp(-1, 1)
+            images = generate_reference(
+                pipeline.unet,
+                pipeline.vae,
+                pipeline.scheduler,
+                text,
+                self.size,
+                generators,
+                num_steps=self.steps["reference"],
+                guidance_scale=pipeline.guidance_scale,
+                on_step=self.stage("reference image"),
+            )
+            return images.clamp(-1, 1)
         if isinstance(image, Tensor):
             pictures = image.to(text)
         else:
             listed = image if isinstance(image, list) else [image]
             pictures = torch.stack([image_to_tensor(item, self.size) for item in listed]).to(text)
         if len(generators) % len(pictures) or pictures.shape[-2:] != self.size:
-            raise UserError(f"{len(pictures)} reference images of {tuple(pictures.shape[-2:])} do not fit {len(generators)} videos")
+            shape = tuple(pictures.shape[-2:])
+            raise UserError(f"{len(pictures)} reference images of {shape} do not fit {len(generators)} videos of {self.size}")
         return pictures.repeat_interleave(len(generators) // len(pictures), dim=0)
 
     def cascade(self, text: Tensor, reference: Tensor | None, generators: list[torch.Generator]) -> Tensor:
@@ -294,9 +311,17 @@ class _Run:
         prompts = text.chunk(2)[1]
         latents = base
         for level, network in enumerate((pipeline.super_resolution_1, pipeline.super_resolution_2), start=1):
-            on_step = self.stage(f"super-resolution {level}")
-            options = {"num_steps": self.steps["super_resolution"], "on_step": on_step}
-            latents = super_resolve(network, scheduler, prompts, references[level], latents, fps, generators, **options)
+            latents = super_resolve(
+                network,
+                scheduler,
+                prompts,
+                references[level],
+                latents,
+                fps,
+                generators,
+                num_steps=self.steps["super_resolution"],
+                on_step=self.stage(f"super-resolution {level}"),
+            )
         return latents
 
     def temporal_super_resolution(self, latents: Tensor, generators: list[torch.Generator]) -> Tensor:
@@ -322,7 +347,7 @@ def _steps(asked: int | Mapping[str, int] | None) -> dict[str, int]:
     for name, value in given.items():
         if name not in DEFAULT_STEPS or not isinstance(value, int) or not 1 <= value <= 1000:
             raise UserError(f"steps: {name}={value}; stages are {', '.join(DEFAULT_STEPS)}, each with 1..1000 steps")
-    return {**DEFAULT_STEPS, **given}  # type: ignore[dict-item]
+    return {**DEFAULT_STEPS, **given}
 
 
 def _generators(given: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:

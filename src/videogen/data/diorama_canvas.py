@@ -7,12 +7,13 @@ independently of the resolution and of the painted part of the world, so every s
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-Array = NDArray[np.float32]
+Array = NDArray[Any]
 Colour = tuple[float, float, float]
 
 WORLD = (-1.0, -0.6, 2.0, 1.6)  # left, top, right, bottom of what random fields cover

@@ -97,7 +97,7 @@ class Sprite:
         self.shape, self.mark, self.bevel = SHAPE[labels.shape], MARK[labels.shape], BEVEL[labels.shape]
         surface, mark = PAINTS[labels.colour]
         exposure = EXPOSURE[labels.time] * (0.95 if labels.weather else 1.0)
-        self.surface, self.marked = np.float32(surface) * exposure, np.float32(mark) * exposure
+        self.surface, self.marked = np.array(surface, np.float32) * exposure, np.array(mark, np.float32) * exposure
         self.gloss = 255.0 * exposure * {"black": 0.42, "white": 0.25}.get(labels.colour, 0.36)
 
     def local(self, pose: Pose, size: int, pad: int = 0) -> tuple[slice, slice, Array, Array]:

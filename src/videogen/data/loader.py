@@ -10,7 +10,7 @@ import functools
 import hashlib
 import random
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -112,10 +112,10 @@ def _start_worker(number: int) -> None:
 
 def load_batches(
     source: ClipSource, data: DataConfig, *, seed: int, batch_size: int, steps: range, share: range
-) -> Iterator[ClipBatch]:
+) -> Generator[ClipBatch, None, None]:
     """One batch a step of `steps`: the clips `share` (of 0 .. batch_size-1), rendered ahead by `data.workers` processes.
 
-    Raises UserError if the source is empty or a clip cannot be read.
+    Close it when done: its processes ignore signals. Raises UserError if the source is empty or a clip cannot be read.
     """
     if len(source) < 1:
         raise UserError(f"the source {data.source!r} has no clips")

@@ -36,7 +36,7 @@ def is_new_in_video(name: str) -> bool:
 def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitReport:
     """Copy the source's tensors into `network` in place and report what happened.
 
-    Raises UserError when a name or a shape does not fit: the two networks are then not of one family.
+    Raises UserError, and changes nothing, when a name or a shape does not fit: the two networks are then not of one family.
     """
     own = network.state_dict()
     unknown = sorted(source.keys() - own.keys())
@@ -46,19 +46,19 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
             f"the weights do not fit {type(network).__name__}: "
             f"{len(unknown)} unknown tensors {unknown[:3]}, {len(missing)} missing tensors {missing[:3]}"
         )
-    widened = []
-    with torch.no_grad():
-        for name, tensor in source.items():
-            target = own[name]
-            if target.shape == tensor.shape:
-                target.copy_(tensor)
-            elif name == "conv_in.weight" and _only_wider_input(target, tensor):
-                target.zero_()
-                target[:, : tensor.shape[1]] = tensor
-                widened.append(name)
-            else:
-                raise UserError(f"the weights do not fit: {name} is {tuple(tensor.shape)}, expected {tuple(target.shape)}")
+    other = sorted(name for name, tensor in source.items() if tensor.shape != own[name].shape)
+    widened = [name for name in other if name == "conv_in.weight" and _only_wider_input(own[name], source[name])]
+    for name in other:
+        if name not in widened:
+            expected = tuple(own[name].shape)
+            raise UserError(f"the weights do not fit: {name} is {tuple(source[name].shape)}, expected {expected}")
     copied = sorted(source.keys() - set(widened))
+    with torch.no_grad():
+        for name in copied:
+            own[name].copy_(source[name])
+        for name in widened:
+            own[name].zero_()
+            own[name][:, : source[name].shape[1]] = source[name]
     return InitReport(tuple(copied), tuple(widened), tuple(sorted(own.keys() - source.keys())))
 
 

@@ -5,9 +5,10 @@ Weights are safetensors only. A folder that lacks a file, a tensor or a finite v
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import diffusers
 import huggingface_hub
 import torch
+import transformers
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from safetensors import SafetensorError
 from torch import nn
@@ -28,16 +30,35 @@ from videogen.models.video_decoder import VideoDecoder
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_network(cls: type[Network], folder: str | Path, **options: Any) -> Network:
-    """A network in diffusers' or transformers' layout from a folder or hub id, in evaluation mode, checked.
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No progress bars and reports of diffusers and transformers: what is wrong with a file, we say ourselves."""
+    libraries = (diffusers.utils.logging, transformers.utils.logging)
+    levels = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, level in zip(libraries, levels, strict=True):
+            library.set_verbosity(level)
+            library.enable_progress_bar()
+
+
+def load_network(
+    cls: type[Network], folder: str | Path, *, subfolder: str | None = None, dtype: torch.dtype = torch.float32
+) -> Network:
+    """A network in diffusers' or transformers' layout from a folder or hub id, in evaluation mode and `dtype`, checked.
 
     Checked: every tensor of the class is in the file and has its shape, none is left over, all values are finite. Parameters
     are copied out of the file's memory map, whose alignment would change the last bits of results. Raises UserError.
     """
     try:
-        network, info = cls.from_pretrained(  # type: ignore[attr-defined]
-            folder, use_safetensors=True, output_loading_info=True, **options
-        )
+        with quiet():
+            network, info = cls.from_pretrained(  # type: ignore[attr-defined]
+                folder, subfolder=subfolder or "", use_safetensors=True, output_loading_info=True, dtype=dtype
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"cannot load {cls.__name__} from {folder}: {_first_line(error)}") from None
     wrong = {kind: sorted(map(str, info.get(kind) or [])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
@@ -48,7 +69,7 @@ def load_network(cls: type[Network], folder: str | Path, **options: Any) -> Netw
         if parameter.is_meta or not torch.isfinite(parameter).all():
             raise UserError(f"{folder}: {name} holds values that are not finite numbers")
         parameter.data = parameter.data.clone()
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()
 
 
 def _first_line(error: BaseException) -> str:
@@ -109,25 +130,35 @@ COMPONENTS: Mapping[str, tuple[str, type]] = {
 """Component of the pipeline -> (folder below the runs, class)."""
 
 
-def assemble(runs: Path, output: Path, dtype: str = "float16") -> list[str]:
+IMAGE_MODEL = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
+"""Components that the paper takes ready-made: Stable Diffusion's own, by the same names."""
+
+
+def assemble(runs: Path, output: Path, dtype: str = "float16", image_model: str | None = None) -> list[str]:
     """Put what has been trained under `runs` so far into one pipeline folder `output`, weights in `dtype`; replaces it whole.
 
-    Returns the names of components that are still missing: later runs read the earlier components from the folder.
+    image_model: Stable Diffusion folder or hub id that gives the components of IMAGE_MODEL; None: they were trained under
+    `runs` too, as mini's are. Returns the names of components that are still missing: later runs read the earlier ones from
+    the folder. Raises UserError.
     """
     stage = output.with_name(f".{output.name}.partial")
     shutil.rmtree(stage, ignore_errors=True)
     index: dict[str, Any] = {"_class_name": "VideoGenPipeline", "_diffusers_version": diffusers.__version__}
     missing = []
     for name, (place, cls) in COMPONENTS.items():
-        if cls is DDIMScheduler:
-            mini_scheduler().save_pretrained(stage / name)
+        if image_model is not None and name in IMAGE_MODEL:
+            part = _part_of_image_model(image_model, name, cls)
+        elif name == "scheduler":
+            part = mini_scheduler()
         elif not (runs / place).is_dir():
             missing.append(name)
             continue
-        elif cls is CLIPTokenizer:
-            load_tokenizer(runs).save_pretrained(stage / name)
         else:
-            load_network(cls, runs / place).to(getattr(torch, dtype)).save_pretrained(stage / name)
+            part = load_tokenizer(runs) if name == "tokenizer" else load_network(cls, runs / place)
+        if isinstance(part, nn.Module):
+            part = part.to(getattr(torch, dtype))
+        with quiet():
+            part.save_pretrained(stage / name)
         library = cls.__module__.split(".")[0]
         index[name] = [cls.__module__ if library == "videogen" else library, cls.__name__]
     if len(missing) > len(COMPONENTS) - 3:
@@ -142,8 +173,14 @@ def assemble(runs: Path, output: Path, dtype: str = "float16") -> list[str]:
     return missing
 
 
+def _part_of_image_model(model: str, name: str, cls: type) -> Any:
+    if name == "tokenizer":
+        return load_tokenizer(model)
+    return load_scheduler(model) if name == "scheduler" else load_component(cls, model, name)
+
+
 def mini_scheduler() -> DDIMScheduler:
-    """Mini's noise schedule: Stable Diffusion's betas, brought to zero terminal SNR, velocity prediction (Lin et al. 2024; ours)."""
+    """Mini's noise schedule (ours): Stable Diffusion's betas at zero terminal SNR, velocity prediction (Lin et al. 2024)."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,
@@ -177,9 +214,7 @@ def pipeline_folder(name: str) -> Path:
     return folder
 
 
-def load_components(
-    folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: Mapping[str, Any]
-) -> dict[str, Any]:
+def load_components(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:
     """All components of a pipeline folder by name, `given` ones taken instead of loaded. Raises UserError, naming the part."""
     unknown = sorted(given.keys() - COMPONENTS.keys())
     if unknown:
@@ -205,10 +240,10 @@ def load_components(
 
 def load_any_scheduler(folder: Path, class_name: str) -> Any:
     """The scheduler of a pipeline folder, of whichever diffusers class its index names."""
-    cls = getattr(diffusers, class_name, None)
-    if not (isinstance(cls, type) and issubclass(cls, diffusers.SchedulerMixin)):
+    found: Any = getattr(diffusers, class_name, None)
+    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         raise UserError(f"{folder}: {class_name!r} is not a scheduler of diffusers")
     try:
-        return cls.from_pretrained(folder, subfolder="scheduler")
+        return found.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the scheduler of {folder}: {_first_line(error)}") from None

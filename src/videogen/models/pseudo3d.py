@@ -20,7 +20,8 @@ KeysValues = tuple[Tensor, Tensor]
 class PseudoConv3d(nn.Conv2d):
     """A 2-D convolution followed by a 1-D convolution over time, kernel 3, zero padding (section 3.2).
 
-    The temporal kernel starts as a Dirac: the residual is folded into its middle tap. forward: x (B*F, C, H, W) -> (B*F, C', H', W').
+    The temporal kernel starts as a Dirac: the residual is folded into its middle tap.
+    forward: x (B*F, C, H, W) -> (B*F, C', H', W').
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
@@ -68,7 +69,7 @@ class TemporalAttention(Attention):
     """Attention between the frames at each position (section 3.2), with its own norm and residual; zero at the start.
 
     Frames are told apart by sinusoidal positions (ours). Heads of 64 channels where the width allows. Projections run on
-    (B, F, H*W, C); only q, k and v are permuted, positions folded evenly into batch and heads, below CUDA's limit of 65,535 each.
+    (B, F, H*W, C); only q, k, v are permuted, positions folded evenly into batch and heads, below CUDA's limit of 65,535 each.
     forward: x (B*F, H*W, C) -> the same shape.
     """
 

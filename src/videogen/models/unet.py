@@ -7,6 +7,7 @@ sampling cannot drift apart: the reference is concatenated with the first frame 
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -22,13 +23,16 @@ Text = Tensor | list[KeysValues] | None
 """Token states (B, L, D), or what `VideoUNet.text_keys_values` made of them."""
 
 
+BLOCK_TYPES = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
+
+
 class DownBlock(nn.Module):
     """Residual blocks, each followed by a transformer where `heads` is given, then a downsampling."""
 
     def __init__(self, channels: list[int], embedding: int, heads: int | None, down: bool, **common: Any) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(
-            ResnetBlock(a, b, embedding, common["groups"], 1e-5) for a, b in zip(channels, channels[1:], strict=False)
+            ResnetBlock(a, b, embedding, common["groups"], 1e-5) for a, b in itertools.pairwise(channels)
         )
         self.attentions = nn.ModuleList(Transformer(c, heads, **common) for c in channels[1:]) if heads else None
         self.downsamplers = nn.ModuleList([Downsample(channels[-1])]) if down else None
@@ -63,17 +67,13 @@ class MidBlock(nn.Module):
 class UpBlock(nn.Module):
     """Residual blocks on the concatenated skips, transformers where `heads` is given, then an upsampling."""
 
-    def __init__(
-        self, inputs: list[int], channels: int, embedding: int, heads: int | None, up: bool, **common: Any
-    ) -> None:
+    def __init__(self, inputs: list[int], channels: int, embedding: int, heads: int | None, up: bool, **common: Any) -> None:
         super().__init__()
         self.resnets = nn.ModuleList(ResnetBlock(c, channels, embedding, common["groups"], 1e-5) for c in inputs)
         self.attentions = nn.ModuleList(Transformer(channels, heads, **common) for _ in inputs) if heads else None
         self.upsamplers = nn.ModuleList([Upsample(channels)]) if up else None
 
-    def forward(
-        self, x: Tensor, skips: list[Tensor], embedding: Tensor, num_frames: int, text: list[KeysValues]
-    ) -> Tensor:
+    def forward(self, x: Tensor, skips: list[Tensor], embedding: Tensor, num_frames: int, text: list[KeysValues]) -> Tensor:
         for index, resnet in enumerate(self.resnets):
             x = resnet(torch.cat([x, skips.pop()], dim=1), num_frames, embedding)
             if self.attentions is not None:
@@ -88,8 +88,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     The configuration uses the names of `diffusers.UNet2DConditionModel`, including its quirk: `attention_head_dim` is the
     *number* of heads of spatial and cross-attention. New here: `reference` (whether a reference image conditions the network)
-    and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade).
-    Without
+    and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade). Without
     `cross_attention_dim` the network reads no text.
     """
 
@@ -114,6 +113,9 @@ class VideoUNet(ModelMixin, ConfigMixin):
         widths, levels = list(block_out_channels), len(block_out_channels)
         if len(down_block_types) != levels or len(up_block_types) != levels:
             raise ValueError("down_block_types, up_block_types and block_out_channels must have the same length")
+        unknown = sorted({*down_block_types, *up_block_types} - BLOCK_TYPES)
+        if unknown:
+            raise ValueError(f"{unknown[0]!r} is not a block of this network: it has {', '.join(sorted(BLOCK_TYPES))}")
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
         common = {"text_channels": cross_attention_dim, "groups": norm_num_groups, "linear": use_linear_projection}
         embedding = 4 * widths[0]
@@ -170,7 +172,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
         sample: noisy latents (B, F, C, h, w). timestep: (B,). fps: frames a second (B,). text: see `Text`.
         reference: latents (B, C, h, w) of the reference image at this network's size; None means no reference (zeros).
-        condition: (B, F, condition_channels, h', w'), bilinearly resized to (h, w). Returns (B, F, C, h, w).
+        condition: (B, F, condition_channels, h', w'), bilinearly resized to (h, w). Returns (B, F, C, h, w). Raises ValueError
+        on a text, reference or condition that this network does not take, or without one that it needs.
         """
         if (text is None) != (self.config.cross_attention_dim is None):
             raise ValueError("a network with cross_attention_dim needs text, one without takes none")
@@ -193,15 +196,17 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     def _with_conditions(self, sample: Tensor, reference: Tensor | None, condition: Tensor | None) -> Tensor:
         """Concatenate on channels: noisy latents | reference with frame 0, zeros with the others | condition."""
-        parts = [sample]
+        parts, channels = [sample], 0 if condition is None else condition.shape[2]
+        if channels != self.config.condition_channels:
+            raise ValueError(f"this network takes a condition of {self.config.condition_channels} channels, not {channels}")
+        if reference is not None and not self.config.reference:
+            raise ValueError("this network takes no reference")
         if self.config.reference:
             first = torch.zeros_like(sample)
             if reference is not None:
                 first[:, 0] = reference
             parts.append(first)
-        if self.config.condition_channels:
-            if condition is None:
-                raise ValueError(f"this network needs a condition of {self.config.condition_channels} channels")
+        if condition is not None:
             if condition.shape[-2:] != sample.shape[-2:]:
                 flat = F.interpolate(condition.flatten(0, 1), sample.shape[-2:], mode="bilinear")
                 condition = flat.unflatten(0, condition.shape[:2])

@@ -15,7 +15,7 @@ def encode_text(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> Tensor
     tokens = tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     )
-    states = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+    states: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
     return states
 
 

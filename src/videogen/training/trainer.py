@@ -87,8 +87,8 @@ def run(config: TrainConfig, objective: Objective, source: ClipSource, output: P
         steps = range(state.step, loop.steps)
         saved = state.step if newest is not None else -1
         clock = time.perf_counter() - state.seconds
-        with Progress(output, loop, state.step, quiet=not place.first) as log:
-            batches = load_batches(source, config.data, seed=loop.seed, batch_size=loop.batch_size, steps=steps, share=share)
+        batches = load_batches(source, config.data, seed=loop.seed, batch_size=loop.batch_size, steps=steps, share=share)
+        with contextlib.closing(batches), Progress(output, loop, state.step, quiet=not place.first) as log:
             for step, clips in zip(steps, batches, strict=True):
                 facts, stopping = _advance(config, module, state, clips.to(place.device), place, share, stop)
                 state.step, state.seconds = step + 1, time.perf_counter() - clock

@@ -30,9 +30,10 @@ OBJECTIVES: dict[type, Any] = {
 def build_objective(run: config.TrainConfig, output: Path) -> Objective:
     """The objective of a run. Folder names that begin with "." are taken relative to the run's output folder."""
     values = {item.name: getattr(run.options, item.name) for item in dataclasses.fields(run.options)}
-    absolute = {
-        name: os.path.normpath(output / value) if isinstance(value, str) and value.startswith(".") else value
+    absolute: dict[str, Any] = {
+        name: os.path.normpath(output / value)
         for name, value in values.items()
+        if isinstance(value, str) and value.startswith(".")
     }
-    objective: Objective = OBJECTIVES[type(run.options)](type(run.options)(**absolute))
+    objective: Objective = OBJECTIVES[type(run.options)](dataclasses.replace(run.options, **absolute))
     return objective

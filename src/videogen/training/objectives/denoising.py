@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,11 @@ class VideoDiffusionObjective(TextConditioned):
         condition = built.config.condition_channels
         self.super_resolution = condition > 0
         source = VideoUNet if self.super_resolution else UNet2DConditionModel
-        initialize_from(built, load_network(source, self.options.initial).state_dict())
+        if self.options.initial is None:
+            start = load_component(source, self.options.image_model, "unet")
+        else:
+            start = load_network(source, self.options.initial)
+        initialize_from(built, start.state_dict())
         return built
 
     def latents(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
@@ -171,7 +176,7 @@ class RefinerObjective(Objective):
         latents = tsr.upsample_time(
             given,
             middle=lambda frames: tsr.middle_frames(self.latent_flow, frames),
-            refiner=network,
+            refiner=typing.cast(VideoUNet, network),
             scheduler=self.scheduler,
             fps=clips.fps,
             generators=generators,

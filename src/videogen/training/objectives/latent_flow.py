@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from videogen.config import LatentFlowOptions, UserError
 from videogen.data.clips import ClipBatch
-from videogen.models.ifrnet import IFRNet, latent_flow_loss
+from videogen.models.ifrnet import IFRNet, latent_flow_loss, shrink_flow
 from videogen.models.pretrained import frozen, load_component, load_network
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives.base import Objective, make
@@ -38,9 +38,7 @@ class LatentFlowObjective(Objective):
             flows = (clips.flow[:, 1, 0], clips.flow[:, 1, 1])
         else:
             raise UserError("these clips carry no flow: set options.teacher to a pixel IFRNet, or data.flow with Diorama")
-        scale = size[0] / clips.frames.shape[-2]
-        first, second = (F.interpolate(flow, size=size, mode="area") * scale for flow in flows)
-        return first, second
+        return shrink_flow(flows[0], size), shrink_flow(flows[1], size)
 
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
@@ -50,14 +48,14 @@ class LatentFlowObjective(Objective):
         found = network(latents[:, 0], latents[:, 2])
         loss = latent_flow_loss(found, latents[:, 1], *target)
         error = (found.flow_to_first - target[0]).square().sum(1).sqrt().mean()
-        middle = F.mse_loss(found.frame, latents[:, 1])
+        middle = F.mse_loss(found.warped, latents[:, 1])
         blend = F.mse_loss((latents[:, 0] + latents[:, 2]) / 2, latents[:, 1])
         return loss, {"end_point_error": error.detach(), "middle": middle.detach(), "blend": blend}
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         latents = encode_frames(self.autoencoder, clips.frames)
-        middle = network(latents[:, 0], latents[:, 2]).frame
+        middle = network(latents[:, 0], latents[:, 2]).warped
         frames = torch.stack([latents[:, 0], middle, latents[:, 2]], dim=1)
         flat = frames.flatten(0, 1) / self.autoencoder.config.scaling_factor
         return self.autoencoder.decode(flat).sample.unflatten(0, frames.shape[:2])

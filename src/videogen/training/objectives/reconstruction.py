@@ -122,7 +122,8 @@ class VideoDecoderObjective(ReconstructionObjective):
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         config = self.autoencoder.config
         shared = ("latent_channels", "block_out_channels", "layers_per_block", "norm_num_groups", "mid_block_add_attention")
-        built = make(VideoDecoder, {name: config[name] for name in shared} | {"scaling_factor": config.scaling_factor} | network)
+        given = {name: config[name] for name in (*shared, "scaling_factor")}
+        built = make(VideoDecoder, {**given, **network})
         initialize_from(built, decoder_tensors(self.autoencoder.state_dict()))
         return built
 

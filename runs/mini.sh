@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# Mini from nothing: every network of VideoGen, in the order in which each needs the ones before (DESIGN.md section 1).
+# Stop it whenever you like (Ctrl-C) and start it again: each line goes on where it was, or says that it is done.
+#
+#   bash runs/mini.sh [FOLDER]        default: runs/mini
+#
+# docs/training.md has the measured minutes of each step. More processes: put `torchrun --nproc-per-node N -m` before videogen.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+out=${1:-runs/mini}
+videogen=${VIDEOGEN:-.venv/bin/videogen}
+
+step() { "$videogen" train "mini/$1" -o "$out/$1"; }
+assemble() { "$videogen" assemble --from "$out" -o "$out/pipeline"; } # what is trained so far; later steps read it there
+
+# What the paper takes ready-made (Stable Diffusion and CLIP), made here at mini's size
+[ -d "$out/tokenizer" ] || "$videogen" prepare tokenizer -o "$out/tokenizer"
+step text_encoder
+step autoencoder
+assemble
+step text_to_image_small
+step text_to_image
+
+# Section 3.2 and 3.5: the cascade, each network started from the one before
+step base
+step super_resolution_1
+step super_resolution_2
+
+# Section 3.3: temporal super-resolution
+step latent_flow
+step refiner
+
+# Section 3.4: the video decoder
+step video_decoder
+
+assemble
+echo "mini is in $out/pipeline: videogen generate \"a red ball bounces over a meadow at sunset\" --model $out/pipeline -o ball.mp4"

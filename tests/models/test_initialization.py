@@ -1,0 +1,106 @@
+"""Starting weights (section 3.5): every tensor by its own name, exactly the temporal ones new, only the input widened."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from tiny import CODER, IMAGE_CODER, UNET, alive, randn
+from torch import nn
+
+from videogen.config import UserError
+from videogen.models.initialization import decoder_tensors, initialize_from
+from videogen.models.unet import VideoUNet
+from videogen.models.video_decoder import VideoDecoder
+
+WITH_ATTENTION = {"mid_block_add_attention": True}
+PIECES = {"norm.weight", "norm.bias", "to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias"}
+
+
+def expected_new(image: nn.Module, *, attentions: list[str]) -> set[str]:
+    """A temporal child for every 3x3 convolution of the image network, a temporal attention for every spatial one."""
+    convolutions = [
+        name for name, layer in image.named_modules() if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3)
+    ]
+    new = {f"{name}.temporal.{kind}" for name in convolutions for kind in ("weight", "bias")}
+    return new | {f"{place}.temporal_attention.{piece}" for place in attentions for piece in PIECES}
+
+
+@pytest.fixture
+def image() -> UNet2DConditionModel:
+    torch.manual_seed(0)
+    return alive(UNet2DConditionModel(**UNET))
+
+
+def test_from_an_image_network_exactly_the_temporal_layers_and_fps_are_new(image: UNet2DConditionModel) -> None:
+    network = VideoUNet(**UNET)
+    report = initialize_from(network, image.state_dict())
+    blocks = [name.removesuffix(".attn1") for name, _ in image.named_modules() if name.endswith(".attn1")]
+    assert len(blocks) == 4
+    fps = {f"fps_embedding.linear_{i}.{kind}" for i in (1, 2) for kind in ("weight", "bias")}
+    assert set(report.new) == expected_new(image, attentions=blocks) | fps
+    assert report.widened == ("conv_in.weight",)
+    assert set(report.copied) == image.state_dict().keys() - {"conv_in.weight"}
+    own = network.state_dict()
+    for name in report.copied:
+        assert torch.equal(own[name], image.state_dict()[name]), name
+    assert torch.equal(network.conv_in.weight[:, :4], image.conv_in.weight)
+    assert network.conv_in.weight.shape[1] == 8
+    assert not network.conv_in.weight[:, 4:].any()
+
+
+@pytest.mark.parametrize("arguments", [{}, WITH_ATTENTION], ids=["plain", "with attention"])
+def test_from_an_autoencoder_exactly_the_temporal_layers_are_new(arguments: dict[str, bool]) -> None:
+    source = AutoencoderKL(**{**IMAGE_CODER, **arguments})
+    video = VideoDecoder(**{**CODER, **arguments})
+    tensors = decoder_tensors(source.state_dict())
+    report = initialize_from(video, tensors)
+    attentions = ["mid_block.attentions.0"] if arguments else []
+    assert set(report.new) == {f"decoder.{name}" for name in expected_new(source.decoder, attentions=attentions)}
+    assert report.widened == ()
+    assert set(report.copied) == tensors.keys()
+    assert "decoder.conv_in.weight" in tensors
+    assert not any(name.startswith(("encoder", "quant_conv")) for name in tensors)
+
+
+@torch.no_grad()
+def test_the_next_level_starts_as_the_one_below() -> None:
+    torch.manual_seed(0)
+    below = alive(VideoUNet(sample_size=2, **UNET))
+    level = VideoUNet(sample_size=4, condition_channels=4, **UNET).eval()
+    report = initialize_from(level, below.state_dict())
+    assert (report.new, report.widened) == ((), ("conv_in.weight",))
+    own = level.state_dict()
+    for name, tensor in below.state_dict().items():
+        assert torch.equal(own[name][:, : tensor.shape[1]] if name in report.widened else own[name], tensor), name
+    given = {
+        "sample": randn(1, 3, 4, 4, 4), "timestep": torch.tensor([70]), "fps": torch.tensor([8.0]),
+        "text": randn(1, 5, UNET["cross_attention_dim"]), "reference": randn(1, 4, 4, 4),
+    }  # fmt: skip
+    found = level(**given, condition=randn(1, 3, 4, 2, 2))  # not seen yet: its input weights are zero
+    torch.testing.assert_close(found, below(**given), rtol=0, atol=1e-5)
+    level_2 = VideoUNet(sample_size=8, condition_channels=4, **UNET)
+    assert initialize_from(level_2, level.state_dict()).widened == ()  # of equal shape: every tensor as it is
+    assert all(torch.equal(tensor, own[name]) for name, tensor in level_2.state_dict().items())
+
+
+def test_weights_of_another_family_are_refused_by_name(image: UNet2DConditionModel) -> None:
+    tensors = image.state_dict()
+    with pytest.raises(UserError, match=r"1 unknown tensors \['extra'\], 0 missing"):
+        initialize_from(VideoUNet(**UNET), {**tensors, "extra": torch.zeros(1)})
+    with pytest.raises(UserError, match=r"0 unknown tensors \[\], 1 missing tensors \['conv_out.bias'\]"):
+        initialize_from(VideoUNet(**UNET), {name: item for name, item in tensors.items() if name != "conv_out.bias"})
+    with pytest.raises(UserError, match=re.escape("conv_out.bias is (5,), expected (4,)")):
+        initialize_from(VideoUNet(**UNET), {**tensors, "conv_out.bias": torch.zeros(5)})
+    with pytest.raises(UserError, match=re.escape("conv_in.weight is (8, 9, 3, 3), expected (8, 8, 3, 3)")):
+        initialize_from(VideoUNet(**UNET), {**tensors, "conv_in.weight": torch.zeros(8, 9, 3, 3)})
+
+
+def test_a_refused_source_changes_nothing(image: UNet2DConditionModel) -> None:
+    network = VideoUNet(**UNET)
+    before = {name: item.clone() for name, item in network.state_dict().items()}
+    with pytest.raises(UserError):
+        initialize_from(network, {**image.state_dict(), "conv_out.bias": torch.zeros(5)})
+    assert all(torch.equal(item, before[name]) for name, item in network.state_dict().items())
