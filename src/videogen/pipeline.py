@@ -161,7 +161,8 @@ class VideoGenPipeline(DiffusionPipeline):
         of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
         with keys of DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode,
         skipping all else. output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after
-        each step, counted over all stages. Returns VideoGenOutput, or a tuple of its fields with return_dict=False. Raises UserError.
+        each step, counted over all stages. Returns VideoGenOutput, or with return_dict=False a tuple of its fields. Raises
+        UserError.
         """
         run = _Run(
             self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type

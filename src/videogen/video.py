@@ -140,10 +140,10 @@ def read_image(path: str | Path, *, max_pixels: int = 1 << 26) -> Image.Image:
             if image.width * image.height > max_pixels:
                 raise UserError(f"{path}: {image.width}x{image.height} is too large (at most {max_pixels} pixels)")
             image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return to_rgb(ImageOps.exif_transpose(image))
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "F" or image.mode.startswith("I"):
         values = np.nan_to_num(np.asarray(image, dtype=np.float64))
         peak = (1.0 if values.max() <= 1 else 255.0) if image.mode == "F" else 65535.0

@@ -62,7 +62,7 @@ def test_every_weight_is_trained_after_a_step() -> None:
     video = alive(pair(LIKE_SD)[1])
     video(randn(1, 3, 4, 4, 4)).square().mean().backward()
     still = [name for name, item in video.named_parameters() if item.grad is None or not item.grad.abs().max() > 0]
-    assert still == []
+    assert [name for name in still if not name.endswith("to_k.bias")] == []  # a bias of all keys cancels in the softmax
 
 
 @torch.no_grad()

@@ -243,7 +243,8 @@ def load_any_scheduler(folder: Path, class_name: str) -> Any:
     found: Any = getattr(diffusers, class_name, None)
     if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
         raise UserError(f"{folder}: {class_name!r} is not a scheduler of diffusers")
+    scheduler: Any = found
     try:
-        return found.from_pretrained(folder, subfolder="scheduler")
+        return scheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the scheduler of {folder}: {_first_line(error)}") from None

@@ -32,7 +32,7 @@ def decode_video(
         parts.append(frames[:, begin - first : begin - first + window].clamp(-1, 1))
         if on_step is not None:
             on_step(index, torch.tensor(min(total, begin + window)))
-    return torch.cat([part[:, : min(window, total - i * window)] for i, part in enumerate(parts)], dim=1)
+    return torch.cat(parts, dim=1)
 
 
 def num_windows(frames: int, window: int = 16) -> int:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from videogen import diffusion
 from videogen.stages.conditions import resize_frames
+from videogen.video import to_rgb
 
 
 @torch.no_grad()
@@ -42,10 +43,9 @@ def generate_reference(
 
 
 def image_to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:
-    """A picture of any size and mode -> (3, H, W) in [-1, 1], scaled to cover `size` = (H, W) and cut at the centre."""
-    pixels = torch.from_numpy(np.asarray(image.convert("RGB"), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
-    scale = max(size[0] / pixels.shape[1], size[1] / pixels.shape[2])
-    covering = [max(side, round(old * scale)) for side, old in zip(size, pixels.shape[1:], strict=True)]
-    pixels = resize_frames(pixels[None], (covering[0], covering[1]))[0]
-    top, left = (covering[0] - size[0]) // 2, (covering[1] - size[1]) // 2
-    return pixels[:, top : top + size[0], left : left + size[1]]
+    """A picture of any size and mode -> (3, H, W) in [-1, 1]: its centre of the shape of `size` = (H, W), resized."""
+    pixels = torch.from_numpy(np.array(to_rgb(image), dtype=np.float32)).permute(2, 0, 1) / 127.5 - 1
+    scale = max(size[0] / image.height, size[1] / image.width)
+    height, width = (min(old, max(1, round(side / scale))) for side, old in zip(size, (image.height, image.width), strict=True))
+    top, left = (image.height - height) // 2, (image.width - width) // 2
+    return resize_frames(pixels[None, :, top : top + height, left : left + width], size)[0]
