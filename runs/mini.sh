@@ -22,6 +22,7 @@ step text_to_image_small
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
+step base_start
 step base
 step super_resolution_1
 step super_resolution_2

@@ -15,9 +15,9 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from tiny import generators, randn
 from torch import Tensor
 
+from tiny import generators, randn
 from videogen import diffusion
 from videogen.config import UserError
 
@@ -35,8 +35,8 @@ def ddim(**options: Any) -> DDIMScheduler:
 def exact(scheduler: Any, kind: str = "epsilon") -> diffusion.Predict:
     """What a perfect network outputs where the data are N(MEAN, SPREAD^2), elementwise.
 
-    x_t = a x_0 + s n is jointly Gaussian with x_0, so E[x_0 | x_t] = m + a d^2 / (a^2 d^2 + s^2) (x_t - a m), and the rest follows
-    from x_t = a x_0 + s n and v = a n - s x_0.
+    x_t = a x_0 + s n is jointly Gaussian with x_0, so E[x_0 | x_t] = m + a d^2 / (a^2 d^2 + s^2) (x_t - a m), and the rest
+    follows from x_t = a x_0 + s n and v = a n - s x_0.
     """
     table = scheduler.alphas_cumprod.double()
 
@@ -161,7 +161,7 @@ def test_a_sample_does_not_depend_on_its_batch(name: str) -> None:
 
 
 def test_schedulers_of_more_than_one_call_a_step_are_refused() -> None:
-    with pytest.raises(UserError, match="PNDMScheduler makes 5 calls for 4 steps; .* such as DDIM"):
+    with pytest.raises(UserError, match=r"PNDMScheduler makes 5 calls for 4 steps; .* such as DDIM"):
         diffusion.sample(lambda x, t: x, randn(1, 2), PNDMScheduler(**SD, skip_prk_steps=True), 4)
 
 
@@ -169,7 +169,7 @@ def test_impossible_steps_and_strengths_are_refused() -> None:
     for options in ({"num_steps": 0}, {"num_steps": 3, "strength": 0.0}, {"num_steps": 3, "strength": 1.1}):
         with pytest.raises(ValueError, match="num_steps must be >= 1 and 0 < strength <= 1"):
             diffusion.sample(lambda x, t: x, randn(1, 2), ddim(), start=randn(1, 2), **options)
-    with pytest.raises(UserError, match="at most 500 steps fit into the last 0.5 of a schedule of 1000"):
+    with pytest.raises(UserError, match=r"at most 500 steps fit into the last 0.5 of a schedule of 1000"):
         diffusion.sample(lambda x, t: x, randn(1, 2), ddim(), 501, start=randn(1, 2), strength=0.5)
 
 

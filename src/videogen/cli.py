@@ -18,13 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import videogen
-from videogen.config import UserError
+from videogen.config import MAX_STEPS, UserError
+from videogen.evaluation.commands import add_commands
 
 if TYPE_CHECKING:
     from videogen.generation import GenerationOptions, Job
 
 Number = TypeVar("Number", int, float)
-STAGE_FLAGS = ("reference", "base", "super_resolution", "refiner")
 _MAX_PROMPTS_FILE = 1 << 24  # bytes
 
 GENERATE_HELP = """\
@@ -83,6 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_assemble(commands)
     _add_prepare(commands)
+    add_commands(commands, _whole, _real)  # evaluate, study
     return parser
 
 
@@ -108,11 +109,11 @@ def _add_generate(commands: Any) -> None:
     add("--num-frames", type=_whole(1, 256), default=16, metavar="N", help="before temporal super-resolution (default 16)")
     add("--temporal-factor", type=int, choices=(1, 2, 4, 8), default=8, help="n frames become (n-1)*factor+1 (default 8)")
     add("--fps", type=_real(0.1, 960), help="of the finished video (default: the model's)")
-    add("--steps", type=_whole(1, 1000), metavar="N", help="denoising steps of every stage (default: the model's)")
-    for stage in STAGE_FLAGS:
+    add("--steps", type=_whole(1, min(MAX_STEPS.values())), metavar="N", help="of every stage (default: the model's)")
+    for stage in MAX_STEPS:
         flag = stage.replace("_", "-")
-        add(f"--{flag}-steps", type=_whole(1, 1000), metavar="N", help=f"of the {flag} stage alone")
-    add("--guidance-scale", type=_real(0, 100), metavar="X", help="how hard to follow the prompt; up to 1 is off")
+        add(f"--{flag}-steps", type=_whole(1, MAX_STEPS[stage]), metavar="N", help=f"of the {flag} stage alone")
+    add("--guidance-scale", type=_real(0, 100), metavar="X", help="how hard to follow the prompt; 1 is off")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
     add("--overwrite", action="store_true", help="replace outputs that exist")
@@ -156,7 +157,7 @@ def _checked_request(arguments: argparse.Namespace) -> tuple[list[Job], Generati
     from videogen.generation import GenerationOptions, Reference, make_jobs
     from videogen.video import check_output
 
-    steps = {stage: getattr(arguments, f"{stage}_steps") or arguments.steps for stage in STAGE_FLAGS}
+    steps = {stage: getattr(arguments, f"{stage}_steps") or arguments.steps for stage in MAX_STEPS}
     options = GenerationOptions(
         negative_prompt=None if arguments.negative_prompt is None else _clean(arguments.negative_prompt),
         num_frames=arguments.num_frames,
@@ -309,11 +310,8 @@ def _train(arguments: argparse.Namespace) -> None:
 
 
 def _add_assemble(commands: Any) -> None:
-    parser = commands.add_parser(
-        "assemble",
-        help="make a pipeline folder of runs",
-        description="Put the networks of a chain of runs into a pipeline folder.",
-    )
+    about = "Put the networks of a chain of runs into a pipeline folder."
+    parser = commands.add_parser("assemble", help="make a pipeline folder of runs", description=about)
     parser.add_argument("--from", dest="runs", required=True, metavar="RUNS_FOLDER", help="the folder that holds the runs")
     parser.add_argument("-o", "--output", required=True, metavar="FOLDER", help="the pipeline folder")
     parser.add_argument(

@@ -24,6 +24,10 @@ class UserError(ValueError):
     """Bad input, told in one line: what is wrong and what to do. The command line prints it and exits with 2."""
 
 
+MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 800, "refiner": 500}
+"""Denoising steps that a stage can take of a schedule of 1000: the last two start at 0.8 and 0.5 of it."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which clips a network sees (section 4.1)."""
@@ -111,6 +115,7 @@ class VideoDiffusionOptions:
     downscale: int = 1  # the data's frames are this many times larger than the network's
     text_dropout: float = 0.1
     reference_dropout: float = 0.1
+    temporal_factor: float = 1.0  # learning rate of the temporal layers and the fps embedding, relative to the others
     condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
 
 
@@ -130,11 +135,11 @@ class RefinerOptions:
     latent_flow: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class VideoDecoderOptions(ReconstructionOptions):
     """The video decoder (section 3.4)."""
 
-    image_model: str = ""
+    image_model: str
     degradation: float = 0.5  # strength of BSRGAN's degradations, 0 (none) .. 1 (as published)
     clean: float = 0.25  # share of clips that are not degraded
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -28,6 +29,21 @@ def randn(shape: tuple[int, ...], generators: list[torch.Generator], like: Tenso
         raise ValueError(f"{len(generators)} generators for a batch of {shape[0]}: give one a sample")
     noise = torch.stack([torch.randn(shape[1:], generator=generator, device=generator.device) for generator in generators])
     return noise if like is None else noise.to(like)
+
+
+def video_noise(
+    shape: tuple[int, ...], generators: list[torch.Generator], shared: float, like: Tensor | None = None
+) -> Tensor:
+    """Noise (B, F, ...) of which a share `shared` of the variance (0..1) is common to all frames of a video.
+
+    The mixed noise of PYoCo (Ge et al. 2023, section 4.1; its alpha^2 / (1 + alpha^2) is `shared`). Each frame alone is
+    standard normal, so an image network still fits; 0 is independent noise, as the paper has it.
+    """
+    own = randn(shape, generators, like)
+    if shared == 0:
+        return own
+    common = randn((shape[0], 1, *shape[2:]), generators, like)
+    return math.sqrt(shared) * common + math.sqrt(1 - shared) * own
 
 
 def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:

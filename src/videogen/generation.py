@@ -20,17 +20,15 @@ import numpy as np
 from PIL import Image
 
 import videogen
-from videogen.config import UserError
+from videogen.config import MAX_STEPS, UserError
 from videogen.video import MAX_FPS, MIN_FPS, Video, read_image
 
 if TYPE_CHECKING:
     from videogen.pipeline import VideoGenPipeline
 
-DENOISING_STAGES = ("reference", "base", "super_resolution", "refiner")
 TEMPORAL_FACTORS = (1, 2, 4, 8)
 MAX_SEED = 2**63 - 1
 MAX_FRAMES = 256  # of the base network; mini and the paper use 16
-MAX_STEPS = 1000  # as many as the networks were trained on
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class GenerationOptions:
     """What all jobs of a run share; None leaves the choice to the pipeline. Raises UserError on values out of range.
 
     num_frames: of the base network, before temporal super-resolution (n become (n - 1) * temporal_factor + 1); fps: of the
-    finished video; num_inference_steps: a stage of DENOISING_STAGES -> steps.
+    finished video; num_inference_steps: a stage of MAX_STEPS -> steps.
     """
 
     negative_prompt: str | None = None
@@ -89,8 +87,9 @@ class GenerationOptions:
         if self.guidance_scale is not None and not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
             raise UserError(f"the guidance scale must be a finite number of at least 0, not {self.guidance_scale}")
         for stage, steps in self.num_inference_steps.items():
-            if stage not in DENOISING_STAGES or not 1 <= steps <= MAX_STEPS:
-                raise UserError(f"steps are 1..{MAX_STEPS} for {', '.join(DENOISING_STAGES)}, not {steps} for {stage}")
+            if not 1 <= steps <= MAX_STEPS.get(stage, 0):
+                limits = ", ".join(f"{name} 1..{limit}" for name, limit in MAX_STEPS.items())
+                raise UserError(f"the stages and their steps are {limits}, not {steps} for {stage}")
 
 
 def make_jobs(prompts: Sequence[str], seed: int, num_videos: int, reference: Reference) -> list[Job]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from videogen.config import UserError
+from videogen.config import MAX_STEPS, UserError
 from videogen.models.ifrnet import IFRNet
 from videogen.models.pretrained import load_components, pipeline_folder
 from videogen.models.unet import VideoUNet
@@ -95,6 +96,9 @@ class VideoGenPipeline(DiffusionPipeline):
         config = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         parts = load_components(folder, config, dtype, given=components)
         options = {key: config[key] for key in ("base_fps", "guidance_scale") if key in config}
+        for key, value in options.items():
+            if not isinstance(value, int | float) or not 0 < value < 1000:
+                raise UserError(f"{folder}/model_index.json: {key} must be a number between 0 and 1000, not {value!r}")
         return cls(**parts, **options)
 
     @property
@@ -121,11 +125,12 @@ class VideoGenPipeline(DiffusionPipeline):
     def encode_prompt(self, prompt: list[str], negative_prompt: list[str]) -> tuple[Tensor, Tensor]:
         """(prompt_embeds, negative_prompt_embeds), each (B, L, D)."""
         length = self.tokenizer.model_max_length
-        if any(len(tokens) > length for tokens in self.tokenizer([*prompt, *negative_prompt]).input_ids):
+        texts = [text.encode("utf-8", "replace").decode() for text in (*prompt, *negative_prompt)]
+        if any(len(tokens) > length for tokens in self.tokenizer(texts).input_ids):
             warnings.warn(
                 f"a prompt is longer than the {length} tokens the text encoder reads; the rest is left out", stacklevel=2
             )
-        states = encode_text(self.tokenizer, self.text_encoder, [*prompt, *negative_prompt])
+        states = encode_text(self.tokenizer, self.text_encoder, texts)
         prompt_embeds, negative_prompt_embeds = states.chunk(2)
         return prompt_embeds, negative_prompt_embeds
 
@@ -154,34 +159,37 @@ class VideoGenPipeline(DiffusionPipeline):
     ) -> VideoGenOutput | tuple[Any, float, list[Image.Image] | None]:
         """Generate videos.
 
-        prompt, negative_prompt: one or B texts, or `prompt_embeds` and `negative_prompt_embeds` (B, L, D) instead.
-        image: the reference, one or B pictures of any size or (B, 3, H, W) in [-1, 1], instead of a generated one;
-        `use_reference=False`: none at all. height, width: pixels; default: what the networks were made for. num_frames: of
-        the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
-        of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
-        with keys of DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode,
-        skipping all else. output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after
+        prompt, negative_prompt: one or B texts, or `prompt_embeds` and `negative_prompt_embeds` (B, L, D) instead. image: the
+        reference, one or B pictures of any size or (B, 3, H, W) in [-1, 1], instead of a generated one; `use_reference=False`:
+        none at all. height, width: pixels; default: what the networks were made for. num_frames: of the cascade;
+        temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second of the *result*,
+        > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping with keys of
+        DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode, skipping all else
+        (no prompt needed). output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after
         each step, counted over all stages. Returns VideoGenOutput, or with return_dict=False a tuple of its fields. Raises
         UserError.
         """
         run = _Run(
             self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type
         )
-        text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
-        generators = _generators(generator, len(text) // 2)
-        self._guidance_scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
-        run.plan(generate=use_reference and image is None, cascade=latents is None)
-
+        if image is not None and not use_reference:
+            raise UserError("use_reference=False takes no image: leave one of them out")
+        self._guidance_scale = _guidance(self.config.guidance_scale if guidance_scale is None else guidance_scale)
         reference = None
         if latents is None:
+            text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
+            generators = _generators(generator, len(text) // 2)
+            run.plan(generate=use_reference and image is None)
             reference = run.reference_image(text, image, generators) if use_reference else None  # 3.1
             latents = run.cascade(text, reference, generators)  # 3.2
             latents = run.temporal_super_resolution(latents, generators)  # 3.3
+        else:
+            latents = run.finished(latents)
         frames = latents if output_type == "latent" else run.decode(latents)  # 3.4
         shown = None if reference is None else [Image.fromarray(picture) for picture in to_uint8(reference)]
         output = VideoGenOutput(frames=as_type(frames, output_type), fps=run.fps, reference=shown)
         self.maybe_free_model_hooks()
-        return output if return_dict else output.to_tuple()
+        return output if return_dict else (output.frames, output.fps, output.reference)
 
     def _text(
         self,
@@ -198,16 +206,21 @@ class VideoGenPipeline(DiffusionPipeline):
             raise UserError(f"num_videos_per_prompt must be at least 1, not {videos}")
         if prompt_embeds is None:
             prompts = [prompt] if isinstance(prompt, str) else list(prompt or [])
-            if not prompts or not all(text.strip() for text in prompts):
-                raise UserError("the prompt is empty: say what the video shows")
             negatives = negative_prompt or ""
             negatives = [negatives] * len(prompts) if isinstance(negatives, str) else list(negatives)
+            if not all(isinstance(text, str) for text in (*prompts, *negatives)):
+                raise UserError("a prompt must be a text or a list of texts")
+            if not prompts or not all(text.strip() for text in prompts):
+                raise UserError("the prompt is empty: say what the video shows")
             if len(negatives) != len(prompts):
                 raise UserError(f"{len(prompts)} prompts but {len(negatives)} negative prompts: give one, or one each")
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(prompts, negatives)
         elif negative_prompt_embeds is None:
             raise UserError("prompt_embeds also needs negative_prompt_embeds, for guidance")
         assert negative_prompt_embeds is not None
+        if prompt_embeds.ndim != 3 or prompt_embeds.shape != negative_prompt_embeds.shape:
+            shapes = tuple(prompt_embeds.shape), tuple(negative_prompt_embeds.shape)
+            raise UserError(f"prompt_embeds and negative_prompt_embeds must both be (B, L, D), not {shapes[0]} and {shapes[1]}")
         embeds = [negative_prompt_embeds, prompt_embeds]
         return torch.cat([part.repeat_interleave(videos, dim=0) for part in embeds]).to(self._execution_device)
 
@@ -230,7 +243,7 @@ class _Run:
         self.pipeline, self.callback, self.factor, self.num_frames = pipeline, callback, temporal_factor, num_frames
         self.passes = tsr.num_passes(temporal_factor)
         self.fps = pipeline.config.base_fps * temporal_factor if fps is None else float(fps)
-        self.size = (height or pipeline.size[0], width or pipeline.size[1])
+        self.size = (pipeline.size[0] if height is None else height, pipeline.size[1] if width is None else width)
         self.steps = _steps(steps)
         unit = 4 * pipeline.vae_factor
         if any(side < unit or side % unit for side in self.size):
@@ -243,15 +256,24 @@ class _Run:
             raise UserError("this pipeline has no latent_flow or no refiner: use temporal_factor=1, or train them")
         self.decodes = output_type != "latent"
 
-    def plan(self, *, generate: bool, cascade: bool) -> None:
+    def plan(self, *, generate: bool) -> None:
         """Count the steps of all stages, for progress."""
-        frames = self.factor * (self.num_frames - 1) + 1
-        plan = {"reference image": self.steps["reference"] if generate else 0, "base": self.steps["base"]}
-        plan |= {f"super-resolution {level}": self.steps["super_resolution"] for level in (1, 2)}
-        plan |= {"temporal super-resolution": self.passes * self.steps["refiner"] if self.num_frames > 1 else 0}
-        plan = plan if cascade else {}
-        plan["decoding"] = num_windows(frames) if self.decodes else 0
-        self.pipeline._num_timesteps, self.done = sum(plan.values()), 0
+        steps = self.steps["base"] + 2 * self.steps["super_resolution"]
+        steps += self.steps["reference"] if generate else 0
+        steps += self.passes * self.steps["refiner"] if self.num_frames > 1 else 0
+        self._count(steps, self.factor * (self.num_frames - 1) + 1)
+
+    def _count(self, steps: int, frames: int) -> None:
+        """So many denoising steps, and the decoding of so many frames."""
+        self.pipeline._num_timesteps, self.done = steps + (num_windows(frames) if self.decodes else 0), 0
+
+    def finished(self, latents: Tensor) -> Tensor:
+        """Latents (N, F, C, h, w) that need no more than decoding, checked and counted."""
+        channels = self.pipeline.vae.config.latent_channels
+        if latents.ndim != 5 or latents.shape[2] != channels or 0 in latents.shape or not latents.isfinite().all():
+            raise UserError(f"latents must be finite and (N, F, {channels}, h, w), not {tuple(latents.shape)}")
+        self._count(0, latents.shape[1])
+        return latents.to(self.pipeline._execution_device, self.pipeline.video_decoder.dtype)
 
     def stage(self, name: str) -> Callable[[int, Tensor], None]:
         """Name the stage that begins; returns its `on_step`."""
@@ -281,14 +303,9 @@ class _Run:
                 on_step=self.stage("reference image"),
             )
             return images.clamp(-1, 1)
-        if isinstance(image, Tensor):
-            pictures = image.to(text)
-        else:
-            listed = image if isinstance(image, list) else [image]
-            pictures = torch.stack([image_to_tensor(item, self.size) for item in listed]).to(text)
-        if len(generators) % len(pictures) or pictures.shape[-2:] != self.size:
-            shape = tuple(pictures.shape[-2:])
-            raise UserError(f"{len(pictures)} reference images of {shape} do not fit {len(generators)} videos of {self.size}")
+        pictures = _pictures(image, self.size).to(text)
+        if len(generators) % len(pictures):
+            raise UserError(f"{len(pictures)} reference images for {len(generators)} videos: give one, or one a prompt")
         return pictures.repeat_interleave(len(generators) // len(pictures), dim=0)
 
     def cascade(self, text: Tensor, reference: Tensor | None, generators: list[torch.Generator]) -> Tensor:
@@ -346,22 +363,41 @@ class _Run:
 def _steps(asked: int | Mapping[str, int] | None) -> dict[str, int]:
     given = dict.fromkeys(DEFAULT_STEPS, asked) if isinstance(asked, int) else dict(asked or {})
     for name, value in given.items():
-        if name not in DEFAULT_STEPS or not isinstance(value, int) or not 1 <= value <= 1000:
-            raise UserError(f"steps: {name}={value}; stages are {', '.join(DEFAULT_STEPS)}, each with 1..1000 steps")
+        if not isinstance(value, int) or not 1 <= value <= MAX_STEPS.get(name, 0):
+            limits = ", ".join(f"{stage} 1..{limit}" for stage, limit in MAX_STEPS.items())
+            raise UserError(f"num_inference_steps: {name}={value}; the stages and their steps are {limits}")
     return {**DEFAULT_STEPS, **given}
 
 
 def _generators(given: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:
-    """One generator a video. From a single one (or none), each video gets its own, seeded from it in order."""
+    """One generator a video. From a single one (None: torch's global one), each video gets its own, seeded from it in order."""
     if isinstance(given, list):
         if len(given) != count:
             raise UserError(f"{len(given)} generators for {count} videos: give one, or one each")
         return given
-    source = given if given is not None else torch.Generator().manual_seed(torch.seed() % 2**63)
     if count == 1 and given is not None:
         return [given]
-    seeds = torch.randint(0, 2**62, (count,), generator=source, device=source.device).tolist()
+    device = "cpu" if given is None else given.device
+    seeds = torch.randint(0, 2**62, (count,), generator=given, device=device).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def _guidance(scale: float) -> float:
+    if not (math.isfinite(scale) and scale >= 0):
+        raise UserError(f"the guidance scale must be a finite number of at least 0, not {scale}")
+    return scale
+
+
+def _pictures(image: Any, size: tuple[int, int]) -> Tensor:
+    """Reference images (B, 3, *size) in [-1, 1] from what a user gives."""
+    if isinstance(image, Tensor):
+        if image.ndim != 4 or not len(image) or image.shape[1:] != (3, *size) or not image.isfinite().all():
+            raise UserError(f"reference images must be finite and (B, 3, {size[0]}, {size[1]}), not {tuple(image.shape)}")
+        return image
+    listed = image if isinstance(image, list) else [image]
+    if not listed or not all(isinstance(item, Image.Image) for item in listed):
+        raise UserError("image must be a PIL image, a list of PIL images, or a tensor (B, 3, H, W) in [-1, 1]")
+    return torch.stack([image_to_tensor(item, size) for item in listed])
 
 
 def to_uint8(frames: Tensor) -> np.ndarray:

@@ -7,9 +7,9 @@ import re
 import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from tiny import CODER, IMAGE_CODER, UNET, alive, randn
 from torch import nn
 
+from tiny import CODER, IMAGE_CODER, UNET, alive, randn
 from videogen.config import UserError
 from videogen.models.initialization import decoder_tensors, initialize_from
 from videogen.models.unet import VideoUNet

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from tiny import alive, randn
 from torch import Tensor, nn
 
+from tiny import alive, randn
 from videogen.models.pseudo3d import PseudoConv3d, TemporalAttention, frame_positions
 
 CHANNELS_LAST = torch.channels_last

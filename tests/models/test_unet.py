@@ -10,9 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
-from tiny import UNET, alive, randn
 from torch import Tensor, nn
 
+from tiny import UNET, alive, randn
 from videogen.models.initialization import initialize_from
 from videogen.models.pretrained import load_network
 from videogen.models.pseudo3d import PseudoConv3d, TemporalAttention

@@ -88,7 +88,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
 
     The configuration uses the names of `diffusers.UNet2DConditionModel`, including its quirk: `attention_head_dim` is the
     *number* of heads of spatial and cross-attention. New here: `reference` (whether a reference image conditions the network)
-    and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade). Without
+    and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade),
+    and `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`). Without
     `cross_attention_dim` the network reads no text.
     """
 
@@ -108,6 +109,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
         cross_attention_dim: int | None = None,
         use_linear_projection: bool = False,
         norm_num_groups: int = 32,
+        shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
         widths, levels = list(block_out_channels), len(block_out_channels)

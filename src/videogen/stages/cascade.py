@@ -46,7 +46,7 @@ def generate_base(
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
         return network(noisy, timestep, fps=torch.cat([fps, fps]), text=keys_values, reference=twice)
 
-    noise = diffusion.randn(shape, generators, like=text)
+    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=text)
     guided = diffusion.guided(predict, guidance_scale)
     return diffusion.sample(guided, noise, scheduler, num_steps, generators=generators, on_step=on_step)
 
@@ -77,7 +77,8 @@ def super_resolve(
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
         return network(noisy, timestep, fps=fps, text=keys_values, reference=reference, condition=low)
 
-    noise = diffusion.randn((batch, frames, channels, 2 * height, 2 * width), generators, like=low)
+    shape = (batch, frames, channels, 2 * height, 2 * width)
+    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)
     return diffusion.sample(
         predict, noise, scheduler, num_steps, generators=generators, start=start, strength=strength, on_step=on_step
     )

@@ -48,4 +48,4 @@ def image_to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:
     scale = max(size[0] / image.height, size[1] / image.width)
     height, width = (min(old, max(1, round(side / scale))) for side, old in zip(size, (image.height, image.width), strict=True))
     top, left = (image.height - height) // 2, (image.width - width) // 2
-    return resize_frames(pixels[None, :, top : top + height, left : left + width], size)[0]
+    return resize_frames(pixels[None, :, top : top + height, left : left + width], size)[0].clamp(-1, 1)

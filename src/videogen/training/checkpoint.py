@@ -7,6 +7,7 @@ trainer.py), so the step stands for both.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from videogen.config import TrainConfig, UserError
+from videogen.config import TrainConfig, UserError, parse_train_config
 
 MAY_CHANGE = frozenset(
     ("loop.steps", "loop.save_every", "loop.preview_every", "loop.log_every", "loop.keep_checkpoints", "data.workers")
@@ -105,6 +106,8 @@ def check_recipe(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> N
 
     The fields of `MAY_CHANGE` may differ; another `loop.steps` stretches the learning rate's cosine from here on.
     """
+    with contextlib.suppress(UserError):  # an option that is newer than the checkpoint counts at its default
+        saved = parse_train_config(saved, str(path)).to_dict()
     before, now = dict(_fields(saved)), dict(_fields(config.to_dict()))
     for name in sorted((before.keys() | now.keys()) - MAY_CHANGE):
         old, new = before.get(name, _ABSENT), now.get(name, _ABSENT)

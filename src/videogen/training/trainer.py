@@ -167,10 +167,21 @@ def _start(config: TrainConfig, objective: Objective, device: torch.device) -> T
     companion = objective.companion
     if companion is not None:
         companion.train()
-    weights = [item for part in (network, companion) if part is not None for item in part.parameters() if item.requires_grad]
+    parts = [(network, objective.learning_rate_factor)]
+    if companion is not None:
+        parts.append((companion, lambda name: 1.0))
+    groups: dict[float, list[nn.Parameter]] = {}
+    for part, factor in parts:
+        for name, item in part.named_parameters():
+            if item.requires_grad:
+                groups.setdefault(factor(name), []).append(item)
     options = config.optimizer
     optimizer = torch.optim.AdamW(
-        weights, lr=options.learning_rate, betas=options.betas, weight_decay=options.weight_decay, fused=True
+        [{"params": items, "factor": factor} for factor, items in groups.items()],
+        lr=options.learning_rate,
+        betas=options.betas,
+        weight_decay=options.weight_decay,
+        fused=True,
     )
     ema = {name: item.detach().float().clone() for name, item in network.named_parameters() if item.requires_grad}
     return TrainState(network, companion, optimizer, ema)
@@ -228,7 +239,7 @@ def _update(config: TrainConfig, state: TrainState, facts: dict[str, float]) -> 
             "before this step: lower optimizer.learning_rate, or use float32, and train into another folder"
         )
     for group in state.optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = rate * group["factor"]
     state.optimizer.step()
     state.optimizer.zero_grad(set_to_none=True)
     update_ema(state.ema, state.network, ema_decay(config.loop.ema_decay, state.step))

@@ -41,6 +41,10 @@ class Objective(ABC):
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         """What the network makes of these clips, to look at: frames (N, F, 3, H, W) in [-1, 1]."""
 
+    def learning_rate_factor(self, name: str) -> float:
+        """What multiplies the learning rate of this parameter of the network: 1 unless the objective says otherwise."""
+        return 1.0
+
     def finish(self, network: nn.Module, clips: ClipBatch) -> None:  # noqa: B027
         """Measure what belongs into the network's configuration before it is exported, e.g. the latent scale."""
 

@@ -12,11 +12,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from videogen import diffusion
-from videogen.config import RefinerOptions, TextToImageOptions, VideoDiffusionOptions
+from videogen.config import RefinerOptions, TextToImageOptions, UserError, VideoDiffusionOptions
 from videogen.data.clips import ClipBatch
 from videogen.models.ifrnet import IFRNet
-from videogen.models.initialization import initialize_from
-from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text
+from videogen.models.initialization import initialize_from, is_new_in_video
+from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text, network_class
 from videogen.models.unet import VideoUNet
 from videogen.stages import temporal_super_resolution as tsr
 from videogen.stages.conditions import encode_frames, encode_text, resize_frames
@@ -26,11 +26,11 @@ PREVIEW_STEPS = 20
 
 
 def denoising_loss(
-    scheduler: Any, predict: diffusion.Predict, clean: Tensor, generators: list[torch.Generator]
+    scheduler: Any, predict: diffusion.Predict, clean: Tensor, generators: list[torch.Generator], shared_noise: float = 0.0
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the network's output at a random timestep and noise for each sample (DDPM, equation 14)."""
     timesteps = diffusion.random_timesteps(scheduler, generators, clean.device)
-    noise = diffusion.randn(tuple(clean.shape), generators, clean)
+    noise = diffusion.video_noise(tuple(clean.shape), generators, shared_noise, clean)
     noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
     target = diffusion.training_target(scheduler, clean, noise, timesteps)
     loss = F.mse_loss(predict(noisy, timesteps).float(), target.float())
@@ -97,14 +97,16 @@ class VideoDiffusionObjective(TextConditioned):
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(VideoUNet, network)
         condition = built.config.condition_channels
-        self.super_resolution = condition > 0
-        source = VideoUNet if self.super_resolution else UNet2DConditionModel
+        self.super_resolution, self.shared_noise = condition > 0, built.config.shared_noise
         if self.options.initial is None:
-            start = load_component(source, self.options.image_model, "unet")
+            start = load_component(UNet2DConditionModel, self.options.image_model, "unet")
         else:
-            start = load_network(source, self.options.initial)
+            start = load_network(network_class(self.options.initial), self.options.initial)
         initialize_from(built, start.state_dict())
         return built
+
+    def learning_rate_factor(self, name: str) -> float:
+        return self.options.temporal_factor if is_new_in_video(name) else 1.0
 
     def latents(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
         """(clean latents, low-resolution latents or None), both (B, F, C, h, w)."""
@@ -128,13 +130,13 @@ class VideoDiffusionObjective(TextConditioned):
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy, timestep, fps=clips.fps, text=text, reference=reference, condition=condition)
 
-        return denoising_loss(self.scheduler, predict, latents, generators)
+        return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise)
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
         latents, condition = self.latents(clips)
-        noise = diffusion.randn(tuple(latents.shape), generators, latents)
+        noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy, timestep, fps=clips.fps, text=text, reference=latents[:, 0], condition=condition)
@@ -155,6 +157,9 @@ class RefinerObjective(Objective):
 
     def frames(self, clips: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(given latents (B, K+1, ...), true new latents (B, K, ...), warped new latents (B, K, ...))."""
+        length = clips.frames.shape[1]
+        if length < 3 or length % 2 == 0:
+            raise UserError(f"the refiner learns from 3, 5, 7 ... frames, not {length}: set data.num_frames")
         latents = encode_frames(self.autoencoder, clips.frames)
         given = latents[:, 0::2]
         with torch.no_grad():

@@ -43,6 +43,8 @@ class LatentFlowObjective(Objective):
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        if clips.frames.shape[1] != 3:
+            raise UserError(f"the latent flow network learns from 3 frames, not {clips.frames.shape[1]}: set data.num_frames")
         latents = encode_frames(self.autoencoder, clips.frames)
         target = self.target_flow(clips, (latents.shape[-2], latents.shape[-1]))
         found = network(latents[:, 0], latents[:, 2])

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from videogen.config import TextEncoderOptions, UserError
 from videogen.data.clips import ClipBatch
@@ -28,6 +29,10 @@ class TextEncoderObjective(Objective):
         self.side = options.storyboard_frame
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
+        kinds: dict[str, Any] = {"text_config": CLIPTextConfig, "vision_config": CLIPVisionConfig}
+        _check_keys("", network, CLIPConfig)
+        for name, kind in kinds.items():
+            _check_keys(f"{name}.", network.get(name, {}), kind)
         try:
             config = CLIPConfig(**network)
             config.text_config.vocab_size = len(self.tokenizer)
@@ -37,8 +42,9 @@ class TextEncoderObjective(Objective):
             config.text_config.pad_token_id = self.tokenizer.pad_token_id
             config.vision_config.image_size = 2 * self.side
             return CLIPModel(config)
-        except (TypeError, ValueError) as error:
-            raise UserError(f"network: CLIPModel cannot be built from the recipe: {error}") from None
+        except (TypeError, ValueError, StrictDataclassError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"network: CLIPModel cannot be built from the recipe: {reason}") from None
 
     def storyboards(self, clips: ClipBatch) -> Tensor:
         """(B, 3, 2*side, 2*side): four evenly spaced frames, read like a page."""
@@ -62,3 +68,14 @@ class TextEncoderObjective(Objective):
 
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         return self.storyboards(clips)[:, None]
+
+
+def _check_keys(place: str, table: Any, config: Any) -> None:
+    """transformers keeps keys that it does not know without a word."""
+    if not isinstance(table, Mapping):
+        raise UserError(f"network: {place.removesuffix('.')} must be a table, not {table!r}")
+    unknown = sorted(table.keys() - config().to_dict().keys())
+    if unknown:
+        raise UserError(
+            f"network: CLIPModel cannot be built from the recipe: {place}{unknown[0]} is no key of {config.__name__}"
+        )

@@ -1,0 +1,1 @@
+"""Sections 4.1-4.4: the metrics, benchmarks, ablations and the user study."""

@@ -1,0 +1,99 @@
+"""The cascade (section 3.2), stage by stage, on tiny real networks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tiny import TEXT, generators, randn
+from videogen.pipeline import VideoGenPipeline
+from videogen.stages.cascade import generate_base, reference_latents, super_resolve
+from videogen.stages.conditions import encode_frames, resize_frames
+
+FRAMES = 3
+CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-4}  # for other batches, where convolutions may pick another algorithm
+
+
+@pytest.fixture(scope="module")
+def text() -> Tensor:
+    """States of two empty prompts, then of two others."""
+    empty = randn(1, 5, TEXT).expand(2, -1, -1)
+    return torch.cat([empty, randn(2, 5, TEXT, seed=1)])
+
+
+def base(pipe: VideoGenPipeline, text: Tensor, reference: Tensor | None, *seeds: int, **options: Any) -> Tensor:
+    count = len(text) // 2
+    fps = options.pop("fps", torch.full((count,), 4.0))
+    options = {"num_steps": 2, "guidance_scale": 4.0, **options}
+    return generate_base(
+        pipe.base, pipe.scheduler, text, reference, (count, FRAMES, 4, 2, 2), fps, generators(*seeds), **options
+    )
+
+
+def enlarge(pipe: VideoGenPipeline, text: Tensor, reference: Tensor | None, low: Tensor, *seeds: int, **options: Any) -> Tensor:
+    fps = options.pop("fps", torch.full((len(low),), 4.0))
+    options = {"num_steps": 4, **options}
+    return super_resolve(pipe.super_resolution_1, pipe.scheduler, text, reference, low, fps, generators(*seeds), **options)
+
+
+def test_the_reference_has_latents_at_each_networks_size(tiny_pipe: VideoGenPipeline) -> None:
+    """Section 3.2: the *image* is resized and encoded, not its latents."""
+    images = randn(2, 3, 32, 48).clamp(-1, 1)
+    small, middle, large = reference_latents(tiny_pipe.vae, images, levels=3)
+    assert [part.shape for part in (small, middle, large)] == [(2, 4, 2, 3), (2, 4, 4, 6), (2, 4, 8, 12)]
+    assert torch.equal(large, encode_frames(tiny_pipe.vae, images))
+    assert torch.equal(small, encode_frames(tiny_pipe.vae, resize_frames(images, (8, 12))))
+
+
+def test_base_latents_are_the_same_alone_and_in_a_batch(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    reference = randn(2, 4, 2, 2, seed=2)
+    both = base(tiny_pipe, text, reference, 7, 8)
+    assert both.shape == (2, FRAMES, 4, 2, 2)
+    torch.testing.assert_close(base(tiny_pipe, text[1::2], reference[1:], 8), both[1:], **CLOSE)
+    assert torch.equal(base(tiny_pipe, text, reference, 7, 8), both)
+    assert not torch.allclose(base(tiny_pipe, text, reference, 7, 9)[1], both[1])
+
+
+def test_everything_conditions_the_base(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    reference = randn(2, 4, 2, 2, seed=2)
+    plain = base(tiny_pipe, text, reference, 7, 8)
+    assert not torch.allclose(base(tiny_pipe, text, reference, 7, 8, fps=torch.tensor([9.0, 9.0])), plain)
+    assert not torch.allclose(base(tiny_pipe, text, reference + 1, 7, 8), plain)
+    assert not torch.allclose(base(tiny_pipe, text.flip(0), reference, 7, 8), plain)
+    assert torch.equal(base(tiny_pipe, text, None, 7, 8), base(tiny_pipe, text, torch.zeros(2, 4, 2, 2), 7, 8))
+
+
+def test_guidance_of_0_ignores_the_prompt_and_of_1_the_negative_one(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    other = text.flip(0)
+    mixed = torch.cat([text[:2], other[2:]])  # another prompt
+    for scale, ignored in ((0.0, mixed), (1.0, torch.cat([other[:2], text[2:]]))):
+        found, expected = (base(tiny_pipe, states, None, 7, 8, guidance_scale=scale) for states in (ignored, text))
+        torch.testing.assert_close(found, expected, **CLOSE)
+
+
+def test_super_resolution_doubles_and_is_the_same_alone_and_in_a_batch(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    prompts, reference, low = text[2:], randn(2, 4, 4, 6, seed=2), randn(2, FRAMES, 4, 2, 3, seed=3)
+    both = enlarge(tiny_pipe, prompts, reference, low, 7, 8)
+    assert both.shape == (2, FRAMES, 4, 4, 6)
+    torch.testing.assert_close(enlarge(tiny_pipe, prompts[1:], reference[1:], low[1:], 8), both[1:], **CLOSE)
+    assert not torch.allclose(enlarge(tiny_pipe, prompts, reference, low + 0.5, 7, 8), both)
+    assert not torch.allclose(enlarge(tiny_pipe, prompts, None, low, 7, 8), both)
+
+
+def test_every_step_is_told_of(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    told: list[int] = []
+    base(tiny_pipe, text, None, 7, 8, num_steps=3, on_step=lambda index, _: told.append(index))
+    enlarge(tiny_pipe, text[2:], None, randn(2, FRAMES, 4, 2, 2), 7, 8, on_step=lambda index, _: told.append(index))
+    assert told == [0, 1, 2, 0, 1, 2, 3]
+
+
+def test_little_strength_stays_near_the_low_resolution(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    low = randn(2, FRAMES, 4, 2, 2, seed=3)
+    large = torch.nn.functional.interpolate(low.flatten(0, 1), scale_factor=2, mode="bilinear").unflatten(0, (2, FRAMES))
+    distances = [
+        (enlarge(tiny_pipe, text[2:], None, low, 7, 8, strength=strength) - large).std() for strength in (0.05, 0.4, 1.0)
+    ]
+    assert distances == sorted(distances)

@@ -1,0 +1,208 @@
+"""What each network is trained for (section 3.5): promises about losses, gradients and randomness, on tiny real networks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tiny import CLIP_TOWER, FLOW, IMAGE_CODER, REFINER, UNET, alive, clips, generators
+from videogen.config import UserError, parse_train_config
+from videogen.data.clips import ClipBatch
+from videogen.stages.conditions import encode_frames
+from videogen.training.objectives import Objective, build_objective
+
+SEEDS = (3, 4, 5, 6)
+
+
+@dataclass(frozen=True)
+class Task:
+    """A recipe's objective, options and network, and clips for it. random: whether the generators matter."""
+
+    objective: str
+    options: Mapping[str, Any]
+    network: Mapping[str, Any]
+    frames: int = 4
+    random: bool = True
+
+
+ADVERSARY = {"adversarial_weight": 0.5}
+MODEL = {"image_model": "./pipeline"}
+TASKS = {
+    "text_encoder": Task(
+        "text_encoder",
+        {"tokenizer": "./runs", "storyboard_frame": 16},
+        {"projection_dim": 16, "text_config": CLIP_TOWER, "vision_config": {**CLIP_TOWER, "patch_size": 8}},
+        random=False,
+    ),
+    "autoencoder": Task("autoencoder", {}, IMAGE_CODER),
+    "autoencoder, adversary": Task("autoencoder", ADVERSARY, IMAGE_CODER),
+    "text_to_image": Task("text_to_image", {**MODEL, "text_dropout": 0.5}, {"sample_size": 8, **UNET}),
+    "base": Task(
+        "video_diffusion",
+        {**MODEL, "initial": "./runs/text_to_image/network", "downscale": 4, "reference_dropout": 0.5},
+        {"sample_size": 2, **UNET},
+    ),
+    "super_resolution": Task(
+        "video_diffusion",
+        {**MODEL, "initial": "./runs/base/network", "downscale": 2, "condition_noise": 0.3},
+        {"sample_size": 4, "condition_channels": 4, **UNET},
+    ),
+    "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
+    "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
+    "video_decoder": Task("video_decoder", {**MODEL, "clean": 0.5}, {}),
+    "video_decoder, adversary": Task("video_decoder", {**MODEL, **ADVERSARY}, {}),
+}
+
+
+def built(task: Task, folder: Path, **options: Any) -> tuple[Objective, nn.Module]:
+    """The objective and a network whose every layer counts."""
+    table = {"objective": task.objective, "options": {**task.options, **options}, "network": task.network}
+    torch.manual_seed(0)
+    objective = build_objective(parse_train_config(table, "test"), folder.parent)
+    torch.manual_seed(0)  # the same network whether or not there is a companion
+    return objective, alive(objective.build(task.network)).train()
+
+
+def batch(task: Task) -> ClipBatch:
+    return clips(len(SEEDS), task.frames, flow=task.objective == "latent_flow")
+
+
+def loss(objective: Objective, network: nn.Module, given: ClipBatch, seeds: tuple[int, ...], step: int = 0) -> Tensor:
+    value, scalars = objective.loss(network, given, generators(*seeds), step)
+    assert value.ndim == 0
+    assert all(item.ndim == 0 and not item.requires_grad for item in scalars.values())
+    return value
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor | None]:
+    found = {name: item.grad for name, item in module.named_parameters()}
+    module.zero_grad(set_to_none=True)
+    return found
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if name != "text_encoder"])
+def test_micro_batches_make_the_loss_of_the_batch_and_the_generators_all_chance(tiny_folder: Path, name: str) -> None:
+    """CLIP's loss contrasts all clips of a batch and is left out. Tolerance: sums in another order."""
+    task = TASKS[name]
+    objective, network = built(task, tiny_folder)
+    given = batch(task)
+    whole = loss(objective, network, given, SEEDS)
+    parts = [loss(objective, network, given[part], SEEDS[part]) for part in (slice(0, 1), slice(1, 4))]
+    assert (parts[0] * 1 + parts[1] * 3).item() / 4 == pytest.approx(whole.item(), rel=1e-4)
+    assert torch.equal(loss(objective, network, given, SEEDS), whole)
+    torch.manual_seed(99)
+    assert torch.equal(loss(objective, network, given, SEEDS), whole)
+    assert torch.equal(loss(objective, network, given, SEEDS[::-1]), whole) != task.random
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_weight_is_trained_and_nothing_frozen(tiny_folder: Path, name: str) -> None:
+    """But for biases that cancel: of attention's keys in the softmax, and the critic's last while it tells nothing apart."""
+    objective, network = built(TASKS[name], tiny_folder)
+    value = loss(objective, network, batch(TASKS[name]), SEEDS)
+    assert value.isfinite()
+    value.backward()
+    parts = {"network": network, **({"companion": objective.companion} if objective.companion else {})}
+    for part in parts.values():
+        still = [key for key, grad in gradients(part).items() if grad is None or not grad.abs().max() > 0]
+        assert [key for key in still if not key.endswith(("k_proj.bias", "to_k.bias", "8.bias"))] == []
+    frozen = [part for part in vars(objective).values() if isinstance(part, nn.Module) and part is not objective.companion]
+    assert not any(item.requires_grad for part in frozen for item in part.parameters())
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "video_decoder"])
+def test_each_side_of_the_adversary_has_its_own_gradients(tiny_folder: Path, name: str) -> None:
+    task, step = TASKS[name], 7
+
+    def of_both(**options: Any) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+        objective, network = built(task, tiny_folder, **options)
+        if objective.companion is not None:
+            objective.companion.load_state_dict(critic)
+        loss(objective, network, batch(task), SEEDS, step).backward()
+        return gradients(network), gradients(objective.companion or nn.Identity())
+
+    companion = built(task, tiny_folder, adversarial_weight=1.0)[0].companion
+    assert companion is not None
+    critic = companion.state_dict()
+    weak, strong = of_both(adversarial_weight=0.1), of_both(adversarial_weight=5.0)
+    torch.testing.assert_close(weak[1], strong[1], rtol=0, atol=0)  # fooling never teaches the critic
+    waiting, without = of_both(adversarial_weight=5.0, adversarial_start=step + 1), of_both()
+    torch.testing.assert_close(waiting[0], without[0])  # the critic's lesson never reaches the network
+    torch.testing.assert_close(waiting[1], strong[1], rtol=0, atol=0)  # the critic learns from the first step
+    assert not torch.equal(strong[0]["decoder.conv_out.weight"], without[0]["decoder.conv_out.weight"])  # type: ignore[arg-type]
+
+
+def test_the_autoencoder_ends_with_latents_of_unit_variance(tiny_folder: Path) -> None:
+    objective, network = built(TASKS["autoencoder"], tiny_folder)
+    given = clips(8)
+    assert abs(encode_frames(network, given.frames).std() - 1) > 0.05
+    objective.finish(network, given)
+    assert encode_frames(network, given.frames).std().item() == pytest.approx(1, abs=1e-3)
+    assert type(network.config.scaling_factor) is float  # saved with the network
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if "adversary" not in name])
+def test_previews_are_frames_and_repeat_themselves(tiny_folder: Path, name: str) -> None:
+    task = TASKS[name]
+    objective, network = built(task, tiny_folder)
+    network.eval()
+    with torch.no_grad():
+        shown, again = (objective.preview(network, batch(task)[:2], generators(1, 2)) for _ in range(2))
+    assert (shown.shape[0], shown.shape[2]) == (2, 3)
+    assert shown.isfinite().all()
+    assert torch.equal(shown, again)
+
+
+def test_a_cascade_network_starts_from_the_one_it_is_told(tiny_folder: Path) -> None:
+    """As training starts it, the network predicts what the image network does for every frame."""
+    task = TASKS["base"]
+    table = {"objective": task.objective, "options": task.options, "network": task.network}
+    network = build_objective(parse_train_config(table, "test"), tiny_folder.parent).build(task.network)
+    from diffusers import UNet2DConditionModel
+
+    from videogen.models.pretrained import load_component
+
+    image = load_component(UNet2DConditionModel, tiny_folder, "unet")
+    for key, tensor in image.state_dict().items():
+        if key != "conv_in.weight":
+            assert torch.equal(network.state_dict()[key], tensor), key
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("refiner", clips(2, 4), "the refiner learns from 3, 5, 7 ... frames, not 4"),
+        ("latent_flow", clips(2, 5, flow=True), "the latent flow network learns from 3 frames, not 5"),
+        ("latent_flow", clips(2, 3), "these clips carry no flow"),
+    ],
+)
+def test_clips_that_do_not_fit_are_refused(tiny_folder: Path, name: str, given: ClipBatch, message: str) -> None:
+    objective, network = built(TASKS[name], tiny_folder)
+    with pytest.raises(UserError, match=message):
+        loss(objective, network, given, SEEDS[:2])
+
+
+@pytest.mark.parametrize("name", [name for name in TASKS if "adversary" not in name])
+def test_a_network_that_cannot_be_built_is_refused(tiny_folder: Path, name: str) -> None:
+    objective, _ = built(TASKS[name], tiny_folder)
+    wrong: list[dict[str, Any]] = [{"widht": 4}]
+    if name == "text_encoder":
+        wrong += [{"text_config": {"hidden_size": 7}}, {"vision_config": {"widht": 4}}]
+    for change in wrong:
+        with pytest.raises(UserError, match="cannot be built from the recipe") as refused:
+            objective.build({**TASKS[name].network, **change})
+        assert "\n" not in str(refused.value)
+
+
+def test_an_image_model_that_is_none_is_refused(tiny_folder: Path) -> None:
+    for name in ("text_to_image", "latent_flow", "video_decoder"):
+        with pytest.raises(UserError, match="runs"):
+            built(TASKS[name], tiny_folder, image_model="./runs")
+    with pytest.raises(UserError, match="image_model is missing"):
+        parse_train_config({"objective": "video_decoder", "options": {}, "network": {}}, "test")
