@@ -194,6 +194,17 @@ def test_noise_is_each_generators_own() -> None:
         diffusion.randn((3, 4), generators(1, 2))
 
 
+@pytest.mark.parametrize("shared", [0.0, 0.3, 1.0])
+def test_frames_share_the_asked_part_of_their_noise(shared: float) -> None:
+    """Tolerance: four standard errors of 20,000 draws."""
+    noise = diffusion.video_noise((2, 3, 20_000), generators(1, 2), shared)
+    for video in noise:
+        moments = torch.cov(video)
+        torch.testing.assert_close(moments, torch.eye(3) * (1 - shared) + shared, rtol=0, atol=0.03)
+    assert torch.equal(noise[1:], diffusion.video_noise((1, 3, 20_000), generators(2), shared))
+    assert torch.corrcoef(noise[:, 0])[0, 1].abs() < 0.03  # nothing is shared between videos
+
+
 def test_training_timesteps_cover_the_schedule_and_are_each_generators_own() -> None:
     cpu, scheduler = torch.device("cpu"), ddim()
     drawn = diffusion.random_timesteps(scheduler, generators(*range(400)), cpu)

@@ -131,12 +131,16 @@ def test_generate_writes_what_it_says(
     assert read_provenance("a-1.mp4") == {key: value for key, value in note.items() if key != "made_by"}
 
 
+@pytest.mark.filterwarnings("always:a prompt is longer")
 @pytest.mark.parametrize("output", ["b.gif", "b.webm", "b/"])
-def test_every_ending_and_no_reference(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, output: str) -> None:
+def test_every_ending_and_no_reference(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], output: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     command = ["generate", "x" * 10_000, "--model", str(folder), "--steps", "1", "--num-frames", "1", "--temporal-factor", "1"]
     assert cli.main([*command, "--reference", "none", "--quiet", "-o", output]) == 0
     assert read_provenance(output)["prompt"] == "x" * 10_000
+    assert capsys.readouterr().err.startswith("videogen: warning: a prompt is longer than the 40 tokens")
 
 
 def test_a_model_that_is_none_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,8 +24,8 @@ class UserError(ValueError):
     """Bad input, told in one line: what is wrong and what to do. The command line prints it and exits with 2."""
 
 
-MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 800, "refiner": 500}
-"""Denoising steps that a stage can take of a schedule of 1000: the last two start at 0.8 and 0.5 of it."""
+MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 500, "refiner": 500}
+"""Denoising steps that a stage can take of a schedule of 1000: the last two start half-way."""
 
 
 @dataclass(frozen=True)

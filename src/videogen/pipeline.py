@@ -21,7 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 
 from videogen.config import MAX_STEPS, UserError
 from videogen.models.ifrnet import IFRNet
-from videogen.models.pretrained import load_components, pipeline_folder
+from videogen.models.pretrained import load_components, pipeline_folder, quiet
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 from videogen.stages import temporal_super_resolution as tsr
@@ -126,7 +126,9 @@ class VideoGenPipeline(DiffusionPipeline):
         """(prompt_embeds, negative_prompt_embeds), each (B, L, D)."""
         length = self.tokenizer.model_max_length
         texts = [text.encode("utf-8", "replace").decode() for text in (*prompt, *negative_prompt)]
-        if any(len(tokens) > length for tokens in self.tokenizer(texts).input_ids):
+        with quiet():
+            lengths = [len(tokens) for tokens in self.tokenizer(texts).input_ids]
+        if max(lengths) > length:
             warnings.warn(
                 f"a prompt is longer than the {length} tokens the text encoder reads; the rest is left out", stacklevel=2
             )

@@ -365,14 +365,18 @@ def test_a_prompt_longer_than_clips_context_is_cut(clip: Clip) -> None:
 
 
 def test_a_clip_folder_without_its_parts_is_refused(clip_folder: Path, tmp_path: Path) -> None:
-    for name in ("config.json", "model.safetensors", "tokenizer.json"):
+    for name, told in [
+        ("config.json", "no config.json"),
+        ("model.safetensors", "no model.safetensors"),
+        ("tokenizer.json", "knows only 2 tokens"),
+    ]:
         assert (clip_folder / name).is_file()
         folder = tmp_path / name
         folder.mkdir()
         for file in clip_folder.iterdir():
             if file.is_file() and file.name != name:
                 (folder / file.name).write_bytes(file.read_bytes())
-        with pytest.raises(UserError):
+        with pytest.raises(UserError, match=told):
             load_clip(folder)
 
 
@@ -380,10 +384,17 @@ def test_a_clip_with_other_tensors_is_refused(clip_folder: Path, tmp_path: Path)
     for file in clip_folder.iterdir():
         if file.is_file():
             (tmp_path / file.name).write_bytes(file.read_bytes())
-    tensors = dict(CLIPModel.from_pretrained(clip_folder).state_dict())
-    tensors.pop("visual_projection.weight")
-    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"does not hold a whole CLIPModel: visual_projection\.weight"):
+    whole = dict(CLIPModel.from_pretrained(clip_folder).state_dict())
+    path, spoilt = tmp_path / "model.safetensors", "visual_projection.weight"
+    lacking = {name: tensor for name, tensor in whole.items() if name != spoilt}
+    for tensors in (lacking, lacking | {spoilt: torch.zeros(5, 32)}):
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(UserError, match=rf"does not hold a whole CLIPModel: {spoilt}"):
+            load_clip(tmp_path)
+    save_file(whole | {"text_model.embeddings.position_ids": torch.arange(40)[None]}, path, metadata={"format": "pt"})
+    load_clip(tmp_path)  # OpenAI's files hold these constants
+    save_file(whole | {"logit_scale": torch.tensor(torch.nan)}, path, metadata={"format": "pt"})
+    with pytest.raises(UserError, match="logit_scale holds values that are not finite"):
         load_clip(tmp_path)
 
 

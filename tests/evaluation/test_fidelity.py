@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import importlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torchmetrics.functional.image import peak_signal_noise_ratio, structural_similarity_index_measure
 
 from videogen.config import UserError
@@ -22,6 +24,7 @@ from videogen.evaluation.fidelity import (
     warp,
     warping_error,
 )
+from videogen.video import read_video
 
 HEIGHT, WIDTH = 40, 48
 
@@ -136,6 +139,19 @@ def test_exact_flow_of_diorama_explains_most_of_its_change() -> None:
         forward = clip.flow[:3, 1].transpose(0, 2, 3, 1)  # to the next frame
         ratios.append(warping_error(clip.frames, forward) / max(warping_error(clip.frames, 0 * forward), 1e-9))
     assert np.median(ratios) < 0.8
+
+
+REAL = Path(__file__).resolve().parents[3] / "shared" / "data" / "clips" / "bikes.mp4"
+
+
+@pytest.mark.skipif(not REAL.is_file(), reason=f"needs {REAL}")
+def test_a_real_clip_moves_and_hardly_flickers() -> None:
+    clip = read_video(REAL)
+    frames = np.stack([np.asarray(Image.fromarray(frame).resize((256, 256))) for frame in clip.frames[40:44]])
+    flickering = frames.copy()
+    flickering[1::2] = np.clip(flickering[1::2].astype(int) + 12, 0, 255)
+    assert motion_amount(frames, clip.fps).flow > 0.1
+    assert warping_error(flickering) > 4 * warping_error(frames) > 0
 
 
 def test_warp_reads_between_pixels() -> None:

@@ -193,7 +193,7 @@ def test_too_few_videos_are_told(folder: Path, tmp_path: Path) -> None:
     found = [Frechet(Network(), SOURCE, lambda: RealVideos(real, {})), Inception(Network(), SOURCE)]
     results, warnings = conclude(videos, found, measure(videos, found, tmp_path, ALONE), tmp_path)
     assert any("rank-deficient: 3 of these videos for 5 dimensions" in warning for warning in warnings)
-    assert any("samples a split" in warning for warning in warnings)
+    assert any("3 videos in 10 splits" in warning for warning in warnings)
     assert results[0].details["rank_deficient"] is True
     assert results[0].details["noise_floor_of_these"] is None
 

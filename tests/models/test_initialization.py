@@ -8,10 +8,11 @@ import pytest
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
+from torch.nn.functional import avg_pool2d
 
-from tiny import CODER, IMAGE_CODER, UNET, alive, randn
+from tiny import CODER, IMAGE_CODER, UNET, alive, clips, randn
 from videogen.config import UserError
-from videogen.models.initialization import decoder_tensors, initialize_from
+from videogen.models.initialization import decoder_tensors, initialize_as_resampler, initialize_from
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 
@@ -104,3 +105,20 @@ def test_a_refused_source_changes_nothing(image: UNet2DConditionModel) -> None:
     with pytest.raises(UserError):
         initialize_from(network, {**image.state_dict(), "conv_out.bias": torch.zeros(5)})
     assert all(torch.equal(item, before[name]) for name, item in network.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_resampling_autoencoder_starts_with_the_shrunk_image_as_latents() -> None:
+    """Group norms, padding and the random channels leave it approximate: correlations instead of equality."""
+    torch.manual_seed(0)
+    autoencoder = AutoencoderKL(**IMAGE_CODER).eval()
+    initialize_as_resampler(autoencoder)
+    images = clips(4, 1).frames[:, 0]
+    posterior = autoencoder.encode(images).latent_dist
+    for latent, colour in zip(posterior.mean[:, :3].unbind(1), avg_pool2d(images, 4).unbind(1), strict=True):
+        assert torch.corrcoef(torch.stack([latent.flatten(), colour.flatten()]))[0, 1] > 0.95
+    assert posterior.std.max() < 0.06
+    made = autoencoder.decode(posterior.mean).sample
+    assert torch.corrcoef(torch.stack([made.flatten(), images.flatten()]))[0, 1] > 0.9
+    with pytest.raises(UserError, match=r"block_out_channels must be at least 8 each, not \[4, 8, 8\]"):
+        initialize_as_resampler(AutoencoderKL(**{**IMAGE_CODER, "block_out_channels": (4, 8, 8)}))

@@ -1,4 +1,4 @@
-"""Folders of weights: what is damaged or foreign is refused in one line that names the part; what is whole loads bit for bit."""
+"""Folders of weights: what is damaged or foreign is refused in one line that names it, what is whole loads bit for bit."""
 
 from __future__ import annotations
 
@@ -244,7 +244,7 @@ def test_a_failed_assembly_leaves_the_old_folder_and_nothing_else(tiny_folder: P
     runs = Path(shutil.copytree(tiny_folder.parent / "runs", tmp_path / "runs"))
     output = Path(shutil.copytree(tiny_folder, tmp_path / "pipeline"))
     cut_short(runs / "refiner", "network")
-    with pytest.raises(UserError, match="cannot load VideoUNet from .*refiner"):
+    with pytest.raises(UserError, match=r"cannot load VideoUNet from .*refiner"):
         assemble(runs, output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pipeline", "runs"]
     assert VideoGenPipeline.from_pretrained(output).refiner is not None

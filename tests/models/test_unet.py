@@ -204,6 +204,8 @@ def test_wrong_use_is_refused(fresh: VideoUNet) -> None:
         plain(**bare, reference=given["reference"])
     with pytest.raises(ValueError, match="must have the same length"):
         VideoUNet(block_out_channels=(8, 16))
+    with pytest.raises(ValueError, match=r"shared_noise must lie in 0..1, not nan"):
+        VideoUNet(**UNET, shared_noise=float("nan"))
     with pytest.raises(ValueError, match="'AttnDownBlock2D' is not"):
         VideoUNet(**{**UNET, "down_block_types": ("AttnDownBlock2D", "DownBlock2D")})
 

@@ -5,18 +5,19 @@ Classical vision only. Positions are in frame widths (x to the right, y down, th
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import cv2
 import numpy as np
 
 from videogen.data.diorama import COLOURS, SHAPES
-from videogen.evaluation.diorama_templates import BINS, REACH, TOLERANCE, Templates, bin_of, look, palettes, smoothed, templates
+from videogen.evaluation.diorama_templates import BINS, REACH, Templates, bin_of, look, palettes, smoothed, templates
 
 Array = np.ndarray
 
 SIDE = 64  # pixels of the small frames in which objects are sought
-COARSE, FINE = (16, 24), (24, 48)  # pixels and turns of the templates
+COARSE, FINE = (16, 24, 0.6), (24, 48, 0.35)  # pixels, turns and tolerance of the templates
 SEEDS = 3  # blobs of a colour that are looked at in a frame
 RADII = (0.075, 0.11, 0.16, 0.23)  # of the blobs sought
 
@@ -92,7 +93,7 @@ def cut_out(frame: Array, poses: Array, side: int) -> tuple[Array, Array]:
 
 def match(windows: Array, inside: Array, known: Templates) -> Array:
     """How well each window of looks (N, P, 4) shows each of K templates: (N, K), the mean over the visible silhouette of
-    1 - squared difference / TOLERANCE, times the share of the square that the silhouette covers."""
+    1 - squared difference / tolerance, times the share of the square that the silhouette covers."""
     by_look, by_visible, by_cover = known.factors
     count, pixels = inside.shape
     own = np.einsum("npc,npc->np", windows, windows)
@@ -101,7 +102,7 @@ def match(windows: Array, inside: Array, known: Templates) -> Array:
     else:
         own *= inside
         score = (windows * inside[..., None]).reshape(count, -1) @ by_look + inside @ by_visible
-    return (score - own @ by_cover / TOLERANCE) / pixels
+    return (score - own @ by_cover / known.tolerance) / pixels
 
 
 def _around(pose: Array, step: float, grow: tuple[float, ...], reach: int) -> Array:
@@ -112,8 +113,8 @@ def _around(pose: Array, step: float, grow: tuple[float, ...], reach: int) -> Ar
 
 def search(frame: Array, seeds: Array, known: Templates) -> tuple[Array, Array]:
     """The best pose near any of `seeds` (N, 3) for each shape in a frame of looks: scores (shapes,) and poses (shapes, 4)."""
-    poses = np.concatenate([_around(seed, 0.24, (0.62, 0.78, 0.98, 1.24), 2) for seed in seeds])
-    score = match(*cut_out(frame, poses, COARSE[0]), known) * poses[:, 2:3] ** 2
+    poses = np.concatenate([_around(seed, 0.2, (0.66, 0.8, 0.96, 1.16, 1.4), 2) for seed in seeds])
+    score = match(*cut_out(frame, poses, COARSE[0]), known) * poses[:, 2:3]
     scores, best = np.full(len(SHAPES), -np.inf), np.zeros((len(SHAPES), 4))
     for shape in set(known.shape.tolist()):
         columns = np.flatnonzero(known.shape == shape)
@@ -191,23 +192,57 @@ def recognise(frames: Array, strength: Array, place: Array, light: float) -> tup
         known = templates(COLOURS[index], *FINE, light, (SHAPES[shape],))
         for row in (0, len(chosen) // 2, len(chosen) - 1):
             score, _, share = refine(views[index][row], found[index, row, shape], known)
-            closer[index, shape] += max(score, 0.0) * max(share, 0.0)
+            closer[index, shape] += max(share, 0.0) ** 2 * math.sqrt(max(score, 0.0) * level[index])
     colour, shape = np.unravel_index(closer.argmax(), closer.shape)
     return COLOURS[colour], SHAPES[shape], closer
 
 
-def track(frames: Array, light: float) -> Track:
-    """The object through `frames`, uint8 (F, H, W, 3): its colour, its shape and where it is."""
+def track(frames: Array, times: Array, light: float) -> Track:
+    """The object through `frames`, uint8 (F, H, W, 3), at `times` (seconds): its colour, its shape and where it is.
+
+    light: the share of full light that the hour leaves, see `templates`.
+    """
     small = np.stack([cv2.resize(frame, (SIDE, SIDE), interpolation=cv2.INTER_AREA) for frame in frames])
     strength, place = _seeds(small)
     pictures = small.astype(np.float32)
     colour, shape, _ = recognise(pictures, strength, place, light)
     coarse, fine = (templates(colour, *detail, light, (shape,)) for detail in (COARSE, FINE))
-    index = COLOURS.index(colour)
+    index, looks = COLOURS.index(colour), look(pictures, colour)
     pose, quality = np.zeros((len(frames), 4)), np.zeros(len(frames))
-    for frame, picture in enumerate(look(pictures, colour)):
+    for frame, picture in enumerate(looks):
         good = strength[frame, index] >= 0.6 * strength[frame, index, 0]
         _, found = search(picture, place[frame, index][good], coarse)
         _, pose[frame], quality[frame] = refine(picture, found[SHAPES.index(shape)], fine)
-    pose[:, 3] = np.unwrap(pose[:, 3])
+    _mend(looks, times, pose, quality, fine)
+    _turn(looks, times, pose, fine)
     return Track(colour, shape, pose, quality)
+
+
+def _mend(looks: Array, times: Array, pose: Array, quality: Array, fine: Templates) -> None:
+    """Look again in the frames where the object was found worse than in others, where its neighbours say that it is."""
+    sure = quality > 0.8 * np.median(quality)
+    for frame in np.flatnonzero(~sure):
+        others = np.flatnonzero(sure)
+        guess = [np.interp(times[frame], times[others], pose[others, part]) for part in range(3)]
+        nearest = others[np.abs(others - frame).argmin()]
+        _, again, share = refine(looks[frame], np.array([*guess, pose[nearest, 3]]), fine)
+        if share > quality[frame]:
+            pose[frame], quality[frame] = again, share
+
+
+def _turn(looks: Array, times: Array, pose: Array, fine: Templates) -> None:
+    """Give each frame the angle that fits it best near the steady turn that fits all frames best: a star seen alone looks
+    much the same in five ways, a star that turns does not."""
+    turns, rows = len(fine.angle), np.arange(len(looks))
+    scores = np.concatenate([match(*cut_out(view, spot[None], FINE[0]), fine) for view, spot in zip(looks, pose, strict=True)])
+    speeds = np.arange(-210.0, 211.0, 7.5) / 360.0 * turns  # steps a second
+    starts = np.arange(turns)
+    lines = speeds[:, None, None] * times + starts[None, :, None]  # (speeds, starts, F)
+    fit = scores[rows, np.round(lines).astype(int) % turns].sum(-1)
+    best = lines[np.unravel_index(fit.argmax(), fit.shape)]
+    reach = np.arange(-3, 4)
+    near = np.round(best).astype(int)[:, None] + reach
+    part = scores[rows[:, None], near % turns]
+    at = part[:, 1:-1].argmax(1) + 1
+    peak = [reach[i] + _vertex(row, i) for row, i in zip(part, at, strict=True)]
+    pose[:, 3] = (np.round(best) + peak) * 2 * np.pi / turns

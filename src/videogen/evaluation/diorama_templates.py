@@ -18,7 +18,6 @@ from videogen.data.diorama_sprite import PAINTS, Pose, Sprite
 Array = np.ndarray
 
 REACH = 1.2  # a template spans this many radii of the object to each side
-TOLERANCE = 0.45  # squared difference of looks at which a pixel speaks neither for nor against a match
 BINS = 32  # a channel's bins in a colour histogram
 
 
@@ -27,24 +26,26 @@ class Templates:
     """Pictures of objects on a square of 2 * REACH radii. K pictures of P = side * side pixels.
 
     look: float32 (K, P, 4), as `look` gives it, 0 outside the silhouette; cover: float32 (K, P), 0..1;
-    shape: index into SHAPES, (K,); angle: radians, (K,).
+    shape: index into SHAPES, (K,); angle: radians, (K,). tolerance: the squared difference of looks at which a pixel speaks
+    neither for nor against a match.
     """
 
     look: Array
     cover: Array
     shape: Array
     angle: Array
+    tolerance: float
 
     @functools.cached_property
     def factors(self) -> tuple[Array, Array, Array]:
         """The matrices that `match` multiplies by: windows' looks (4 P, K), their visible pixels (P, K), and covers (P, K)."""
-        weights = self.look * (2.0 * self.cover[..., None] / TOLERANCE)
-        visible = self.cover * (1.0 - (self.look**2).sum(-1) / TOLERANCE)
+        weights = self.look * (2.0 * self.cover[..., None] / self.tolerance)
+        visible = self.cover * (1.0 - (self.look**2).sum(-1) / self.tolerance)
         return np.ascontiguousarray(weights.reshape(len(weights), -1).T), np.ascontiguousarray(visible.T), self.cover.T.copy()
 
     def only(self, chosen: Array) -> Templates:
         """Those of the given indices or mask."""
-        part = Templates(self.look[chosen], self.cover[chosen], self.shape[chosen], self.angle[chosen])
+        part = Templates(self.look[chosen], self.cover[chosen], self.shape[chosen], self.angle[chosen], self.tolerance)
         part.__dict__["factors"] = tuple(np.ascontiguousarray(factor[:, chosen]) for factor in self.factors)
         return part
 
@@ -113,12 +114,14 @@ def pictures(colour: str, side: int, turns: int, shapes: tuple[str, ...]) -> tup
 
 
 @functools.lru_cache(maxsize=256)
-def templates(colour: str, side: int, turns: int, light: float, shapes: tuple[str, ...] = SHAPES) -> Templates:
+def templates(
+    colour: str, side: int, turns: int, tolerance: float, light: float, shapes: tuple[str, ...] = SHAPES
+) -> Templates:
     """The same as seen through `look`, under `light`: the share of full light that the hour and the weather leave."""
     lit, cover = pictures(colour, side, turns, shapes)
     angles = np.tile(np.arange(turns) * (math.tau / turns), len(shapes))
     shape = np.repeat([SHAPES.index(s) for s in shapes], turns)
-    return Templates(look(light * lit, colour) * (cover[..., None] > 0), cover, shape, angles.astype(np.float32))
+    return Templates(look(light * lit, colour) * (cover[..., None] > 0), cover, shape, angles.astype(np.float32), tolerance)
 
 
 def bin_of(pixels: Array) -> Array:

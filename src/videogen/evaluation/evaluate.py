@@ -39,7 +39,7 @@ class Request:
     """What is measured and where results go. Either `production` with `prompts`, or `folder`.
 
     folder's prompts: `prompts` one a video, else `prompts_file`, else what each video itself says; references: images by the
-    names of the videos; protocol: enters the fingerprint; paper: key of benchmarks.PAPER.
+    names of the videos; measures: beside those of the networks; protocol: enters the fingerprint; paper: key of PAPER.
     """
 
     output: Path
@@ -53,6 +53,7 @@ class Request:
     skip_bad: bool = False
     fps: float | None = None
     batch_size: int = 8
+    measures: Sequence[Measure] = ()
     protocol: Mapping[str, Any] = field(default_factory=dict)
     paper: str = ""
 
@@ -117,7 +118,7 @@ def _prompt(request: Request, videos: VideoFolderSamples) -> Callable[[int], str
 
 def _measures(request: Request, prompt: Callable[[int], str], team: Team, say: Say) -> list[Measure]:
     networks, device = request.networks, team.ranks.device
-    found: list[Measure] = []
+    found: list[Measure] = list(request.measures)
     if networks.c3d is not None:
         c3d, source = load_c3d(networks.c3d)
         found.append(Inception(c3d.to(device), source))

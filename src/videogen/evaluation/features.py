@@ -146,16 +146,21 @@ def load_clip(model: str | Path) -> tuple[Clip, FeatureSource]:
     weights = folder / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{model} has no model.safetensors, and pickled weights are not read; ViT-B/32 has one at {VIT_B_32}")
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{model} has no config.json: it is not CLIP in transformers' layout")
     source = identify("clip", weights)
     try:
         with quiet():
-            network, info = CLIPModel.from_pretrained(folder, use_safetensors=True, output_loading_info=True)
+            network, info = CLIPModel.from_pretrained(
+                folder, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True
+            )
             tokenizer = CLIPTokenizer.from_pretrained(folder)
     except (OSError, ValueError, RuntimeError, SafetensorError, KeyError, TypeError) as error:
         raise UserError(f"cannot load CLIP from {model}: {reason(error)}") from None
-    odd = [str(key) for kind in ("missing_keys", "mismatched_keys", "unexpected_keys") for key in info.get(kind) or ()]
-    if odd := sorted(key for key in odd if "position_ids" not in key):  # older files hold these constants
-        raise UserError(f"{model} does not hold a whole CLIPModel: {', '.join(odd[:3])}")
+    kinds = ("missing_keys", "mismatched_keys", "unexpected_keys")  # mismatched: (name, shape, shape)
+    odd = {key if isinstance(key, str) else str(key[0]) for kind in kinds for key in info.get(kind) or ()}
+    if wrong := sorted(key for key in odd if "position_ids" not in key):  # older files hold these constants
+        raise UserError(f"{model} does not hold a whole CLIPModel: {', '.join(wrong[:3])}")
     if len(tokenizer) < 100:
         raise UserError(f"the tokenizer of {model} knows only {len(tokenizer)} tokens: its vocabulary file is missing")
     _check_finite(network, model)

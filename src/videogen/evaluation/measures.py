@@ -5,6 +5,7 @@ State does not grow with the number of samples, and does not depend on batches o
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,12 +83,13 @@ class Inception:
 
     def numbers(self) -> list[Number]:
         mean, deviation = self.score.value()
-        few = self.score.count // self.score.splits
-        warning = f"IS: only {few} samples a split, of which it cannot exceed {max(few, 1)}" if few < 1000 else ""
+        count, splits = self.score.count, self.score.splits
+        warning = f"IS is biased low: {count} videos in {splits} splits, whose number in a split it cannot exceed"
+        warnings = (warning,) if count < 1000 * splits else ()
         return [
             Number(
                 self.name, mean, deviation, self.score.interval(), self.source, self.network.resize,
-                {"splits": self.score.splits}, {"samples_a_split": few}, (warning,) if warning else (),
+                {"splits": splits}, {"samples_a_split": count / splits}, warnings, in_domain(self.network),
             )
         ]  # fmt: skip
 
@@ -149,7 +151,7 @@ class Frechet(VideoMoments):
         return [
             Number(
                 "frechet_video_distance", distance, spread, interval, self.source, self.network.resize, protocol, details,
-                tuple(few),
+                tuple(few), in_domain(self.network),
             )
         ]  # fmt: skip
 
@@ -159,6 +161,7 @@ class _Means:
 
     name = ""
     metrics: tuple[str, ...] = ()
+    lowest = -math.inf  # that any of them can be
 
     def __init__(self) -> None:
         self.moments = {metric: GroupedMoments(1) for metric in self.metrics}
@@ -184,7 +187,9 @@ class _Means:
         whole = moments.whole()
         several = whole.count > 1
         deviation = float(np.sqrt(whole.covariance[0, 0])) if several else None
-        return Number(metric, float(whole.mean[0]), deviation, mean_interval(moments) if several else None, **rest)
+        low, high = mean_interval(moments) if several else (0.0, 0.0)
+        interval = (max(self.lowest, low), high) if several else None
+        return Number(metric, float(whole.mean[0]), deviation, interval, **rest)
 
 
 class ClipSimilarity(_Means):
@@ -204,7 +209,7 @@ class ClipSimilarity(_Means):
         return self.take(samples, {"clip_similarity": scores})
 
     def numbers(self) -> list[Number]:
-        return [self.mean("clip_similarity", source=self.source, resize=self.network.resize)]
+        return [self.mean("clip_similarity", source=self.source, resize=self.network.resize, in_domain=in_domain(self.network))]
 
 
 class Steadiness(_Means):
@@ -212,6 +217,7 @@ class Steadiness(_Means):
 
     name = "steadiness"
     metrics = ("motion_flow", "motion_change", "still_share", "warping_error")
+    lowest = 0.0
 
     def add(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         values: dict[str, list[float]] = {metric: [] for metric in self.metrics}
@@ -261,6 +267,11 @@ class ReferenceFidelity(_Means):
 
     def numbers(self) -> list[Number]:
         return [self.mean(metric) for metric in self.metrics]
+
+
+def in_domain(network: object) -> bool:
+    """Whether a network learnt on Diorama: its numbers are never comparable with the paper's."""
+    return bool(getattr(network, "in_domain", False))
 
 
 def _indices(samples: Sequence[Sample]) -> list[int]:

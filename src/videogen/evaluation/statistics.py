@@ -45,18 +45,20 @@ class Moments:
         features = checked(features, len(self.mean))
         if len(features):
             mean = features.mean(0)
-            centred = features - mean
-            self._join(len(features), mean, centred.T @ centred)
+            self._join(len(features), mean, features - mean)
 
     def merge(self, other: Moments) -> None:
         """As if all samples of `other` had been added here."""
         if other.count:
-            self._join(other.count, other.mean, other.scatter)
+            self.scatter += other.scatter
+            self._join(other.count, other.mean, np.zeros((0, len(self.mean))))
 
-    def _join(self, count: int, mean: np.ndarray, scatter: np.ndarray) -> None:
+    def _join(self, count: int, mean: np.ndarray, centred: np.ndarray) -> None:
+        """Take in `count` samples by their mean and their distances to it; the distance of the means is one more row."""
         total = self.count + count
         step = mean - self.mean
-        self.scatter += scatter + np.outer(step, step) * (self.count * count / total)
+        rows = np.vstack([centred, step * math.sqrt(self.count * count / total)])
+        self.scatter += rows.T @ rows
         self.mean = self.mean + step * (count / total)
         self.count = total
 

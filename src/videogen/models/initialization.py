@@ -78,8 +78,12 @@ def initialize_as_resampler(autoencoder: AutoencoderKL) -> None:
 
     Residual branches start at zero. Eight channels of each layer carry (image, -image, 1, -1): with SiLU, s(x) - s(-x) = x, and
     the constants keep the size of x through the group norms. So three latents are the shrunk image from the first step
-    on, and training spends its steps on detail. Needs at least 8 channels everywhere and 3 image channels.
+    on, and training spends its steps on detail. Needs 3 image channels; raises UserError below 8 channels anywhere.
     """
+    if min(autoencoder.config.block_out_channels) < 8:
+        raise UserError(
+            f"network.block_out_channels must be at least 8 each, not {list(autoencoder.config.block_out_channels)}"
+        )
     encoder, decoder = autoencoder.encoder, autoencoder.decoder
     for module in autoencoder.modules():
         if isinstance(module, ResnetBlock2D):

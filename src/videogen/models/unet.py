@@ -115,6 +115,8 @@ class VideoUNet(ModelMixin, ConfigMixin):
         widths, levels = list(block_out_channels), len(block_out_channels)
         if len(down_block_types) != levels or len(up_block_types) != levels:
             raise ValueError("down_block_types, up_block_types and block_out_channels must have the same length")
+        if not 0 <= shared_noise <= 1:
+            raise ValueError(f"shared_noise must lie in 0..1, not {shared_noise}")
         unknown = sorted({*down_block_types, *up_block_types} - BLOCK_TYPES)
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not a block of this network: it has {', '.join(sorted(BLOCK_TYPES))}")

@@ -62,7 +62,7 @@ def super_resolve(
     generators: list[torch.Generator],
     *,
     num_steps: int,
-    strength: float = 0.8,
+    strength: float = 0.5,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w).
