@@ -120,8 +120,8 @@ def test_the_reconstruction_loss_takes_it_with_its_weight(folder: Path) -> None:
 
 
 def test_the_video_decoder_has_the_same_options() -> None:
-    assert VideoDecoderOptions().lpips is None
-    assert VideoDecoderOptions().lpips_weight == 1.0
+    assert VideoDecoderOptions(image_model="model").lpips is None
+    assert VideoDecoderOptions(image_model="model").lpips_weight == 1.0
 
 
 def spoil(folder: Path, place: Path, file: str, change: dict[str, Tensor | None]) -> None:

@@ -85,7 +85,7 @@ class ToyClips:
 def recipe(**changes: Any) -> TrainConfig:
     """Six steps of four clips; `changes` to the data and the loop by their names."""
     table = {
-        "objective": "video_decoder",
+        "objective": "autoencoder",
         "network": {"width": 4},
         "data": {"crop": 6, "workers": 0},
         "loop": {"steps": 6, "batch_size": 4, "save_every": 2, "log_every": 1, "threads": 1, "device": "cpu"},
