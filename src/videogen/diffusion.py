@@ -31,9 +31,7 @@ def randn(shape: tuple[int, ...], generators: list[torch.Generator], like: Tenso
     return noise if like is None else noise.to(like)
 
 
-def video_noise(
-    shape: tuple[int, ...], generators: list[torch.Generator], shared: float, like: Tensor | None = None
-) -> Tensor:
+def video_noise(shape: tuple[int, ...], generators: list[torch.Generator], shared: float, like: Tensor | None = None) -> Tensor:
     """Noise (B, F, ...) of which a share `shared` of the variance (0..1) is common to all frames of a video.
 
     The mixed noise of PYoCo (Ge et al. 2023, section 4.1; its alpha^2 / (1 + alpha^2) is `shared`). Each frame alone is
