@@ -212,3 +212,9 @@ def test_training_timesteps_cover_the_schedule_and_are_each_generators_own() -> 
     assert 0 <= drawn.min() < 20
     assert 980 < drawn.max() < 1000
     assert torch.equal(drawn[7:8], diffusion.random_timesteps(scheduler, generators(7), cpu))
+
+
+def test_training_can_dwell_on_the_noisy_end() -> None:
+    drawn = diffusion.random_timesteps(ddim(), generators(*range(2000)), torch.device("cpu"), high_noise=3.0)
+    assert 0 <= drawn.min() < drawn.max() == 999
+    assert abs((drawn >= 875).float().mean() - 0.5) < 0.04  # 1 - u ** 3 has its median at 7/8

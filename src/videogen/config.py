@@ -116,6 +116,7 @@ class VideoDiffusionOptions:
     text_dropout: float = 0.1
     reference_dropout: float = 0.1
     temporal_factor: float = 1.0  # learning rate of the temporal layers and the fps embedding, relative to the others
+    high_noise: float = 1.0  # timesteps are 1 - u ** high_noise of the schedule: 1 is uniform, more is noisier
     condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
 
 

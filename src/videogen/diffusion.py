@@ -81,10 +81,16 @@ def predict_clean(scheduler: Any, noisy: Tensor, output: Tensor, timesteps: Tens
     raise ValueError(f"unknown prediction type {kind!r}")
 
 
-def random_timesteps(scheduler: Any, generators: list[torch.Generator], device: torch.device) -> Tensor:
-    """One training timestep a sample, uniform over the schedule; int64 (B,)."""
+def random_timesteps(
+    scheduler: Any, generators: list[torch.Generator], device: torch.device, high_noise: float = 1.0
+) -> Tensor:
+    """One training timestep a sample, 1 - u ** high_noise of the schedule for uniform u; int64 (B,).
+
+    high_noise: 1 is uniform, as in Stable Diffusion; above 1 the noisy end is seen more often.
+    """
     steps = scheduler.config.num_train_timesteps
-    return torch.stack([torch.randint(0, steps, (), generator=generator) for generator in generators]).to(device)
+    uniform = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
+    return ((1 - uniform**high_noise) * steps).long().clamp(max=steps - 1).to(device)
 
 
 def guided(predict: Predict, scale: float) -> Predict:

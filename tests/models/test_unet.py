@@ -223,3 +223,10 @@ def test_it_takes_any_number_of_frames_and_any_size(trained: VideoUNet) -> None:
         given |= {"sample": randn(B, frames, 4, height, width), "condition": randn(B, frames, 4, 1, 1)}
         given["reference"] = randn(B, 4, height, width)
         assert trained(**given).shape == (B, frames, 4, height, width)
+
+
+@torch.no_grad()
+def test_it_compiles_to_one_graph(trained: VideoUNet) -> None:
+    """No Python left between kernels, which is what compiling on a GPU lives on; the graph runs uncompiled here."""
+    compiled = torch.compile(trained, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(**everything()), trained(**everything()), rtol=0, atol=1e-5)

@@ -72,3 +72,10 @@ def test_saving_and_loading_changes_no_bit(tmp_path: Path) -> None:
     loaded = load_network(VideoDecoder, tmp_path)
     assert loaded.config.scaling_factor == 0.7
     assert torch.equal(loaded(latents), video(latents))
+
+
+@torch.no_grad()
+def test_it_compiles_to_one_graph() -> None:
+    video, latents = alive(pair(LIKE_SD)[1]), randn(1, 3, 4, 4, 4)
+    compiled = torch.compile(video, fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(latents), video(latents), rtol=0, atol=1e-5)

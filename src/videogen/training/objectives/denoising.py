@@ -26,10 +26,15 @@ PREVIEW_STEPS = 20
 
 
 def denoising_loss(
-    scheduler: Any, predict: diffusion.Predict, clean: Tensor, generators: list[torch.Generator], shared_noise: float = 0.0
+    scheduler: Any,
+    predict: diffusion.Predict,
+    clean: Tensor,
+    generators: list[torch.Generator],
+    shared_noise: float = 0.0,
+    high_noise: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the network's output at a random timestep and noise for each sample (DDPM, equation 14)."""
-    timesteps = diffusion.random_timesteps(scheduler, generators, clean.device)
+    timesteps = diffusion.random_timesteps(scheduler, generators, clean.device, high_noise)
     noise = diffusion.video_noise(tuple(clean.shape), generators, shared_noise, clean)
     noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
     target = diffusion.training_target(scheduler, clean, noise, timesteps)
@@ -130,7 +135,7 @@ class VideoDiffusionObjective(TextConditioned):
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy, timestep, fps=clips.fps, text=text, reference=reference, condition=condition)
 
-        return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise)
+        return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise, self.options.high_noise)
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
