@@ -45,19 +45,24 @@ examples:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line (default: the process's own) and return its exit code: 0, 2 on bad input, 130 on Ctrl-C."""
+    """Run a command line (default: the process's own) and return its exit code: 0, 2 on bad input, 130 on Ctrl-C, 141 when
+    nobody reads its output any more."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not make an emoji a crash
     try:
         options = _parser().parse_args(arguments)
         options.run(options)
+        sys.stdout.flush()
     except UserError as error:
         _say(str(error))
         return 2
     except KeyboardInterrupt:
         _say("interrupted")
         return 130
+    except BrokenPipeError:  # `... | head` has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
+        return 141
     return 0
 
 

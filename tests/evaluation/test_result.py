@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -170,3 +172,13 @@ def test_a_missing_file_and_a_missing_folder_are_told(tmp_path: Path) -> None:
         result().write(tmp_path / "none" / "fvd.json")
     with pytest.raises(UserError, match="not a regular file"):
         read_result(tmp_path)
+
+
+def test_a_reader_who_leaves_early_gets_no_traceback(tmp_path: Path) -> None:
+    result().write(tmp_path / "a.json")
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [sys.executable, "-m", "videogen", "evaluate", "compare", *[str(tmp_path / "a.json")] * 2]
+    with os.fdopen(writer, "wb") as nobody_reads:
+        done = subprocess.run(command, stdout=nobody_reads, stderr=subprocess.PIPE, check=False)
+    assert (done.returncode, done.stderr) == (141, b"")
