@@ -19,7 +19,7 @@ from torch import Tensor
 
 from tiny import generators, randn
 from videogen import diffusion
-from videogen.config import UserError
+from videogen.config import Guidance, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' Euler and others
 
@@ -173,17 +173,40 @@ def test_impossible_steps_and_strengths_are_refused() -> None:
         diffusion.sample(lambda x, t: x, randn(1, 2), ddim(), 501, start=randn(1, 2), strength=0.5)
 
 
-def test_guidance_of_1_is_conditional_and_of_0_is_unconditional() -> None:
-    def both(noisy: Tensor, timestep: Tensor) -> Tensor:
-        assert timestep.tolist() == [7, 8, 7, 8]
-        assert torch.equal(noisy[:2], noisy[2:])
-        return torch.cat([noisy[:2] + 1, noisy[:2] * timestep[:2, None]])
+def both(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+    """A network of two samples: without the prompt one more than its input, with it the timestep's multiple."""
+    if rows == slice(2, None):  # nothing is guided: the prompt's half alone
+        assert timestep.tolist() == [7, 8]
+        return noisy * timestep[:, None]
+    assert rows == slice(None)
+    assert timestep.tolist() == [7, 8, 7, 8]
+    assert torch.equal(noisy[:2], noisy[2:])
+    return torch.cat([noisy[:2] + 1, noisy[:2] * timestep[:2, None]])
 
+
+def test_guidance_of_1_is_conditional_and_of_0_is_unconditional() -> None:
     x, timestep = randn(2, 3, dtype=torch.float64), torch.tensor([7, 8])
     without, with_prompt = x + 1, x * timestep[:, None]
-    assert torch.equal(diffusion.guided(both, 0.0)(x, timestep), without)
-    torch.testing.assert_close(diffusion.guided(both, 1.0)(x, timestep), with_prompt)
-    torch.testing.assert_close(diffusion.guided(both, 3.0)(x, timestep), 3 * with_prompt - 2 * without)
+    assert torch.equal(diffusion.guided(both, Guidance(0.0), 10)(x, timestep), without)
+    assert torch.equal(diffusion.guided(both, Guidance(1.0), 10)(x, timestep), with_prompt)
+    found = diffusion.guided(both, Guidance(3.0), 10)(x, timestep)
+    torch.testing.assert_close(found, 3 * with_prompt - 2 * without)
+
+
+def test_rescaled_guidance_keeps_the_spread_of_what_the_prompt_alone_gives() -> None:
+    x, timestep = randn(2, 30, dtype=torch.float64), torch.tensor([7, 8])
+    plain, half, whole = (diffusion.guided(both, Guidance(3.0, rescale), 10)(x, timestep) for rescale in (0.0, 0.5, 1.0))
+    torch.testing.assert_close(whole.std(1), (x * timestep[:, None]).std(1))
+    torch.testing.assert_close(half, (plain + whole) / 2)
+    assert (plain.std(1) > whole.std(1) + 1).all()
+
+
+def test_outside_its_interval_guidance_follows_the_prompt_alone() -> None:
+    x, timestep = randn(2, 3, dtype=torch.float64), torch.tensor([7, 8])
+    everywhere = diffusion.guided(both, Guidance(3.0), 10)(x, timestep)
+    for interval, inside in (((0.0, 1.0), True), ((0.6, 0.8), True), ((0.8, 1.0), False), ((0.0, 0.6), False)):
+        found = diffusion.guided(both, Guidance(3.0, interval=interval), 10)(x, timestep)
+        assert torch.equal(found, everywhere if inside else x * timestep[:, None])
 
 
 def test_noise_is_each_generators_own() -> None:

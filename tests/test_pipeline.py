@@ -172,6 +172,8 @@ def test_embeddings_take_the_place_of_prompts(tiny_pipe: VideoGenPipeline, plain
 def test_guidance_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeline, plain: Tensor) -> None:
     assert torch.equal(make(tiny_pipe, guidance_scale=tiny_pipe.config.guidance_scale).frames, plain)
     assert not torch.allclose(make(tiny_pipe, guidance_scale=1).frames, plain, atol=1e-3)
+    assert not torch.equal(make(tiny_pipe, guidance_rescale=1.0).frames, plain)
+    assert torch.equal(make(tiny_pipe, guidance_interval=(0, 0)).frames, make(tiny_pipe, guidance_scale=1).frames)
     without = {"use_reference": False, "num_inference_steps": {"base": 2}, "temporal_factor": 1}
     unguided = [make(tiny_pipe, guidance_scale=1, negative_prompt=text, **without).frames for text in ("", "a box")]
     torch.testing.assert_close(*unguided, **CLOSE)
@@ -230,6 +232,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"num_inference_steps": 0}, "num_inference_steps: reference=0"),
     ({"num_inference_steps": {"refiner": 501}}, "num_inference_steps: refiner=501"),
     ({"guidance_scale": float("nan")}, "the guidance scale must be a finite number"),
+    ({"guidance_rescale": float("nan")}, "guidance_rescale must lie in 0..1"),
+    ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two fractions"),
     ({"guidance_scale": -1}, "the guidance scale must be a finite number"),
     ({"output_type": "mp4"}, "output_type must be pil, np, pt or latent, not 'mp4'"),
     ({"image": "photo.png"}, "image must be a PIL image"),

@@ -119,6 +119,16 @@ def _add_generate(commands: Any) -> None:
         flag = stage.replace("_", "-")
         add(f"--{flag}-steps", type=_whole(1, MAX_STEPS[stage]), metavar="N", help=f"of the {flag} stage alone")
     add("--guidance-scale", type=_real(0, 100), metavar="X", help="how hard to follow the prompt; 1 is off")
+    add(
+        "--guidance-rescale",
+        type=_real(0, 1),
+        metavar="X",
+        help="0..1, against oversaturation (default: the model's)",
+    )
+    add(
+        "--guidance-interval", type=_real(0, 1), nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
+        help="guide only this part of the schedule, 0 clean to 1 noise (default 0 1); the rest costs half",
+    )  # fmt: skip
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
     add("--overwrite", action="store_true", help="replace outputs that exist")
@@ -170,6 +180,8 @@ def _checked_request(arguments: argparse.Namespace) -> tuple[list[Job], Generati
         fps=arguments.fps,
         num_inference_steps={stage: count for stage, count in steps.items() if count is not None},
         guidance_scale=arguments.guidance_scale,
+        guidance_rescale=arguments.guidance_rescale,
+        guidance_interval=tuple(arguments.guidance_interval),
     )
     jobs = make_jobs(prompts, arguments.seed, arguments.num_videos, Reference.named(arguments.reference))
     outputs = numbered_outputs(arguments.output, len(jobs))

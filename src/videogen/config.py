@@ -29,6 +29,30 @@ MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resoluti
 
 
 @dataclass(frozen=True)
+class Guidance:
+    """How hard, and when, to follow the prompt.
+
+    scale: finite, >= 0; 1 is no guidance, 0 ignores the prompt (Ho and Salimans 2022). rescale: 0..1, how far the standard
+    deviation is brought back to that without guidance (Lin et al. 2024, section 3.4): without it, a schedule of zero terminal
+    SNR oversaturates. interval: the part of the schedule that is guided, as fractions from clean (0) to noise (1); outside of
+    it only the prompt is followed, at half the cost (Kynkaanniemi et al. 2024). Raises UserError on other values.
+    """
+
+    scale: float = 1.0
+    rescale: float = 0.0
+    interval: tuple[float, float] = (0.0, 1.0)
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.scale) and self.scale >= 0):
+            raise UserError(f"the guidance scale must be a finite number of at least 0, not {self.scale}")
+        if not 0 <= self.rescale <= 1:
+            raise UserError(f"guidance_rescale must lie in 0..1, not {self.rescale}")
+        low, high = self.interval
+        if not 0 <= low <= high <= 1:
+            raise UserError(f"guidance_interval must be two fractions of the schedule, low and high in 0..1, not {low}, {high}")
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Which clips a network sees (section 4.1)."""
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from videogen.config import UserError
+from videogen.config import Guidance, UserError
 
 Predict = Callable[[Tensor, Tensor], Tensor]
 """(noisy (B, ...), timestep (B,)) -> the network's output, of the scheduler's prediction type."""
@@ -93,15 +93,26 @@ def random_timesteps(
     return ((1 - uniform**high_noise) * steps).long().clamp(max=steps - 1).to(device)
 
 
-def guided(predict: Predict, scale: float) -> Predict:
-    """Classifier-free guidance (Ho and Salimans 2022) as one batch.
+def guided(predict: Callable[[Tensor, Tensor, slice], Tensor], guidance: Guidance, schedule: int) -> Predict:
+    """Classifier-free guidance as one batch. schedule: number of training timesteps.
 
-    `predict` takes a doubled batch, first half without the prompt, second half with it; the result takes a single one.
+    `predict(noisy, timestep, rows)` takes a doubled batch, first half without the prompt, second half with it: rows = all of
+    it, or only the second half where nothing is guided. The result takes a single batch.
     """
 
     def combined(noisy: Tensor, timestep: Tensor) -> Tensor:
-        without, with_prompt = predict(torch.cat([noisy, noisy]), torch.cat([timestep, timestep])).chunk(2)
-        return without + scale * (with_prompt - without)
+        batch = len(noisy)
+        low, high = guidance.interval
+        if guidance.scale == 1 or not low * schedule <= float(timestep[0]) <= high * schedule:
+            return predict(noisy, timestep, slice(batch, None))
+        twice = torch.cat([noisy, noisy]), torch.cat([timestep, timestep])
+        without, with_prompt = predict(*twice, slice(None)).chunk(2)
+        output = without + guidance.scale * (with_prompt - without)
+        if guidance.rescale:
+            inner = tuple(range(1, output.ndim))
+            ratio = with_prompt.std(inner, keepdim=True) / output.std(inner, keepdim=True)
+            output = output * (guidance.rescale * ratio + (1 - guidance.rescale))
+        return output
 
     return combined
 

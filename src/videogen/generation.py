@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -20,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import videogen
-from videogen.config import MAX_STEPS, UserError
+from videogen.config import MAX_STEPS, Guidance, UserError
 from videogen.video import MAX_FPS, MIN_FPS, Video, read_image
 
 if TYPE_CHECKING:
@@ -65,7 +64,7 @@ class GenerationOptions:
     """What all jobs of a run share; None leaves the choice to the pipeline. Raises UserError on values out of range.
 
     num_frames: of the base network, before temporal super-resolution (n become (n - 1) * temporal_factor + 1); fps: of the
-    finished video; num_inference_steps: a stage of MAX_STEPS -> steps.
+    finished video; num_inference_steps: a stage of MAX_STEPS -> steps; guidance: see `config.Guidance`.
     """
 
     negative_prompt: str | None = None
@@ -74,6 +73,8 @@ class GenerationOptions:
     fps: float | None = None
     num_inference_steps: Mapping[str, int] = field(default_factory=dict)
     guidance_scale: float | None = None
+    guidance_rescale: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
 
     def __post_init__(self) -> None:
         if self.temporal_factor not in TEMPORAL_FACTORS:
@@ -84,8 +85,8 @@ class GenerationOptions:
             raise UserError("a single frame has nothing between it and the next: take a temporal factor of 1")
         if self.fps is not None and not MIN_FPS <= self.fps <= MAX_FPS:
             raise UserError(f"fps must lie in {MIN_FPS}..{MAX_FPS}, not {self.fps}")
-        if self.guidance_scale is not None and not (math.isfinite(self.guidance_scale) and self.guidance_scale >= 0):
-            raise UserError(f"the guidance scale must be a finite number of at least 0, not {self.guidance_scale}")
+        scale, rescale = self.guidance_scale, self.guidance_rescale
+        Guidance(1.0 if scale is None else scale, 0.0 if rescale is None else rescale, self.guidance_interval)
         for stage, steps in self.num_inference_steps.items():
             if not 1 <= steps <= MAX_STEPS.get(stage, 0):
                 limits = ", ".join(f"{name} 1..{limit}" for name, limit in MAX_STEPS.items())
@@ -146,6 +147,8 @@ def _run(
         fps=options.fps,
         num_inference_steps=dict(options.num_inference_steps) or None,
         guidance_scale=options.guidance_scale,
+        guidance_rescale=options.guidance_rescale,
+        guidance_interval=options.guidance_interval,
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
         output_type="np",
         callback_on_step_end=on_step,

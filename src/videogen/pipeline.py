@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from videogen.config import MAX_STEPS, UserError
+from videogen.config import MAX_STEPS, Guidance, UserError
 from videogen.models.ifrnet import IFRNet
 from videogen.models.pretrained import load_components, pipeline_folder, quiet
 from videogen.models.unet import VideoUNet
@@ -30,6 +29,8 @@ from videogen.stages.conditions import encode_text
 from videogen.stages.decoding import decode_video, num_windows
 from videogen.stages.reference_image import generate_reference, image_to_tensor
 
+_OPTIONS = {"base_fps": (0.001, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1)}
+"""What model_index.json may say beside the components, and from where to where."""
 DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution": 8, "refiner": 2}
 
 
@@ -67,6 +68,7 @@ class VideoGenPipeline(DiffusionPipeline):
         video_decoder: VideoDecoder,
         base_fps: float = 4.0,
         guidance_scale: float = 4.0,
+        guidance_rescale: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -82,7 +84,7 @@ class VideoGenPipeline(DiffusionPipeline):
             refiner=refiner,
             video_decoder=video_decoder,
         )
-        self.register_to_config(base_fps=base_fps, guidance_scale=guidance_scale)
+        self.register_to_config(base_fps=base_fps, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
         self.stage = ""
 
     @classmethod
@@ -95,10 +97,11 @@ class VideoGenPipeline(DiffusionPipeline):
         folder = pipeline_folder(str(name))
         config = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
         parts = load_components(folder, config, dtype, given=components)
-        options = {key: config[key] for key in ("base_fps", "guidance_scale") if key in config}
+        options = {key: config[key] for key in _OPTIONS if key in config}
         for key, value in options.items():
-            if not isinstance(value, int | float) or not 0 < value < 1000:
-                raise UserError(f"{folder}/model_index.json: {key} must be a number between 0 and 1000, not {value!r}")
+            low, high = _OPTIONS[key]
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise UserError(f"{folder}/model_index.json: {key} must be a number from {low} to {high}, not {value!r}")
         return cls(**parts, **options)
 
     @property
@@ -109,7 +112,7 @@ class VideoGenPipeline(DiffusionPipeline):
     @property
     def guidance_scale(self) -> float:
         """Guidance of the current call."""
-        return self._guidance_scale
+        return self._guidance.scale
 
     @property
     def size(self) -> tuple[int, int]:
@@ -149,6 +152,8 @@ class VideoGenPipeline(DiffusionPipeline):
         fps: float | None = None,
         num_inference_steps: int | Mapping[str, int] | None = None,
         guidance_scale: float | None = None,
+        guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -166,17 +171,22 @@ class VideoGenPipeline(DiffusionPipeline):
         none at all. height, width: pixels; default: what the networks were made for. num_frames: of the cascade;
         temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second of the *result*,
         > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping with keys of
-        DEFAULT_STEPS. generator: one, or one a video. latents: finished latents (N, F, C, h, w) to decode, skipping all else
-        (no prompt needed). output_type: "pil", "np", "pt" or "latent". callback_on_step_end(pipeline, step, timestep, {}) after
-        each step, counted over all stages. Returns VideoGenOutput, or with return_dict=False a tuple of its fields. Raises
-        UserError.
+        DEFAULT_STEPS. guidance_scale, guidance_rescale (default: the model's), guidance_interval: see `config.Guidance`; they
+        act on the reference image and the base network. generator: one, or one a video. latents: finished latents
+        (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or "latent".
+        callback_on_step_end(pipeline, step, timestep, {}) after each step, counted over all stages. Returns VideoGenOutput, or
+        with return_dict=False a tuple of its fields. Raises UserError.
         """
         run = _Run(
             self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type
         )
         if image is not None and not use_reference:
             raise UserError("use_reference=False takes no image: leave one of them out")
-        self._guidance_scale = _guidance(self.config.guidance_scale if guidance_scale is None else guidance_scale)
+        self._guidance = Guidance(
+            self.config.guidance_scale if guidance_scale is None else guidance_scale,
+            self.config.guidance_rescale if guidance_rescale is None else guidance_rescale,
+            guidance_interval,
+        )
         reference = None
         if latents is None:
             text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
@@ -301,7 +311,7 @@ class _Run:
                 self.size,
                 generators,
                 num_steps=self.steps["reference"],
-                guidance_scale=pipeline.guidance_scale,
+                guidance=pipeline._guidance,
                 on_step=self.stage("reference image"),
             )
             return images.clamp(-1, 1)
@@ -325,7 +335,7 @@ class _Run:
             fps,
             generators,
             num_steps=self.steps["base"],
-            guidance_scale=pipeline.guidance_scale,
+            guidance=pipeline._guidance,
             on_step=self.stage("base"),
         )
         prompts = text.chunk(2)[1]
@@ -382,12 +392,6 @@ def _generators(given: torch.Generator | list[torch.Generator] | None, count: in
     device = "cpu" if given is None else given.device
     seeds = torch.randint(0, 2**62, (count,), generator=given, device=device).tolist()
     return [torch.Generator().manual_seed(seed) for seed in seeds]
-
-
-def _guidance(scale: float) -> float:
-    if not (math.isfinite(scale) and scale >= 0):
-        raise UserError(f"the guidance scale must be a finite number of at least 0, not {scale}")
-    return scale
 
 
 def _pictures(image: Any, size: tuple[int, int]) -> Tensor:

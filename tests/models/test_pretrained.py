@@ -162,7 +162,9 @@ def test_an_index_that_names_something_else_is_refused(folder: Path, name: str, 
     assert name in refusal(folder, name)
 
 
-@pytest.mark.parametrize(("key", "value"), [("base_fps", "fast"), ("base_fps", 0), ("guidance_scale", None)])
+@pytest.mark.parametrize(
+    ("key", "value"), [("base_fps", "fast"), ("base_fps", 0), ("guidance_scale", None), ("guidance_rescale", 2)]
+)
 def test_options_of_the_index_are_checked(folder: Path, key: str, value: object) -> None:
     reindex(folder, **{key: value})
     assert key in refusal(folder, "scheduler")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from tiny import TEXT, generators, randn
+from videogen.config import Guidance
 from videogen.pipeline import VideoGenPipeline
 from videogen.stages.cascade import generate_base, reference_latents, super_resolve
 from videogen.stages.conditions import encode_frames, resize_frames
@@ -27,7 +28,7 @@ def text() -> Tensor:
 def base(pipe: VideoGenPipeline, text: Tensor, reference: Tensor | None, *seeds: int, **options: Any) -> Tensor:
     count = len(text) // 2
     fps = options.pop("fps", torch.full((count,), 4.0))
-    options = {"num_steps": 2, "guidance_scale": 4.0, **options}
+    options = {"num_steps": 2, "guidance": Guidance(4.0), **options}
     return generate_base(
         pipe.base, pipe.scheduler, text, reference, (count, FRAMES, 4, 2, 2), fps, generators(*seeds), **options
     )
@@ -70,7 +71,7 @@ def test_guidance_of_0_ignores_the_prompt_and_of_1_the_negative_one(tiny_pipe: V
     other = text.flip(0)
     mixed = torch.cat([text[:2], other[2:]])  # another prompt
     for scale, ignored in ((0.0, mixed), (1.0, torch.cat([other[:2], text[2:]]))):
-        found, expected = (base(tiny_pipe, states, None, 7, 8, guidance_scale=scale) for states in (ignored, text))
+        found, expected = (base(tiny_pipe, states, None, 7, 8, guidance=Guidance(scale)) for states in (ignored, text))
         torch.testing.assert_close(found, expected, **CLOSE)
 
 

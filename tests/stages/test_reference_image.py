@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tiny import generators, randn
+from videogen.config import Guidance
 from videogen.pipeline import VideoGenPipeline
 from videogen.stages.conditions import encode_text
 from videogen.stages.reference_image import generate_reference, image_to_tensor
@@ -63,7 +64,7 @@ def test_a_generated_reference_is_the_same_alone_and_in_a_batch(tiny_pipe: Video
         text = encode_text(tiny_pipe.tokenizer, tiny_pipe.text_encoder, [""] * len(prompts) + prompts)
         return generate_reference(
             tiny_pipe.unet, tiny_pipe.vae, tiny_pipe.scheduler, text, (32, 48), generators(*seeds),
-            num_steps=2, guidance_scale=scale, on_step=lambda index, _: steps.append(index),
+            num_steps=2, guidance=Guidance(scale), on_step=lambda index, _: steps.append(index),
         )  # fmt: skip
 
     images = make(["a red ball", "a blue star"], (3, 4))

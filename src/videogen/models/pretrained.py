@@ -213,6 +213,8 @@ def _write_components(runs: Path, stage: Path, dtype: str, image_model: str | No
             part.save_pretrained(stage / name)
         library = cls.__module__.split(".")[0]
         index[name] = [cls.__module__ if library == "videogen" else library, cls.__name__]
+    if image_model is None:
+        index |= MINI_GUIDANCE
     (stage / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
@@ -220,6 +222,10 @@ def _part_of_image_model(model: str, name: str, cls: type) -> Any:
     if name == "tokenizer":
         return load_tokenizer(model)
     return load_scheduler(model) if name == "scheduler" else load_component(cls, model, name)
+
+
+MINI_GUIDANCE = {"guidance_scale": 2.0, "guidance_rescale": 0.7}
+"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR (docs/log.md)."""
 
 
 def mini_scheduler() -> DDIMScheduler:

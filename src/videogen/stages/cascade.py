@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from videogen import diffusion
+from videogen.config import Guidance
 from videogen.models.unet import VideoUNet
 from videogen.stages.conditions import encode_frames, resize_frames
 
@@ -32,7 +33,7 @@ def generate_base(
     generators: list[torch.Generator],
     *,
     num_steps: int,
-    guidance_scale: float,
+    guidance: Guidance,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Latents of `shape` = (B, F, C, h, w) from noise, with guidance towards the text.
@@ -41,13 +42,15 @@ def generate_base(
     halves of the guided batch see it. fps: (B,).
     """
     keys_values = network.text_keys_values(text)
-    twice = None if reference is None else torch.cat([reference, reference])
 
-    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        return network(noisy, timestep, fps=torch.cat([fps, fps]), text=keys_values, reference=twice)
+    def predict(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+        copies = len(noisy) // len(fps)
+        known = None if reference is None else torch.cat([reference] * copies)
+        chosen = [(keys[rows], values[rows]) for keys, values in keys_values]
+        return network(noisy, timestep, fps=torch.cat([fps] * copies), text=chosen, reference=known)
 
     noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=text)
-    guided = diffusion.guided(predict, guidance_scale)
+    guided = diffusion.guided(predict, guidance, scheduler.config.num_train_timesteps)
     return diffusion.sample(guided, noise, scheduler, num_steps, generators=generators, on_step=on_step)
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from videogen import diffusion
+from videogen.config import Guidance
 from videogen.stages.conditions import resize_frames
 from videogen.video import to_rgb
 
@@ -25,14 +26,18 @@ def generate_reference(
     generators: list[torch.Generator],
     *,
     num_steps: int,
-    guidance_scale: float,
+    guidance: Guidance,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Images (B, 3, H, W) in [-1, 1] from token states (2B, L, D): B of the negative prompts, then B of the prompts."""
     factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     shape = (len(generators), autoencoder.config.latent_channels, size[0] // factor, size[1] // factor)
+
+    def predict(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+        return unet(noisy, timestep, text[rows]).sample
+
     latents = diffusion.sample(
-        diffusion.guided(lambda x, t: unet(x, t, text).sample, guidance_scale),
+        diffusion.guided(predict, guidance, scheduler.config.num_train_timesteps),
         diffusion.randn(shape, generators, like=text),
         scheduler,
         num_steps,

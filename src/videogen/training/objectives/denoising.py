@@ -12,7 +12,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
 
 from videogen import diffusion
-from videogen.config import RefinerOptions, TextToImageOptions, UserError, VideoDiffusionOptions
+from videogen.config import Guidance, RefinerOptions, TextToImageOptions, UserError, VideoDiffusionOptions
 from videogen.data.clips import ClipBatch
 from videogen.models.ifrnet import IFRNet
 from videogen.models.initialization import initialize_from, is_new_in_video
@@ -23,6 +23,7 @@ from videogen.stages.conditions import encode_frames, encode_text, resize_frames
 from videogen.training.objectives.base import Objective, chance, make
 
 PREVIEW_STEPS = 20
+PREVIEW_GUIDANCE = Guidance(3.0, rescale=0.7)
 
 
 def denoising_loss(
@@ -88,8 +89,12 @@ class TextToImageObjective(TextConditioned):
         text = encode_text(self.tokenizer, self.text_encoder, [""] * len(clips) + clips.captions)
         latents = encode_frames(self.autoencoder, clips.frames[:, 0])
         noise = diffusion.randn(tuple(latents.shape), generators, latents)
-        predict = diffusion.guided(lambda x, t: network(x, t, text).sample, 3.0)
-        return self.decode(diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS)[:, None])
+
+        def predict(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+            return network(noisy, timestep, text[rows]).sample
+
+        guided = diffusion.guided(predict, PREVIEW_GUIDANCE, self.scheduler.config.num_train_timesteps)
+        return self.decode(diffusion.sample(guided, noise, self.scheduler, PREVIEW_STEPS)[:, None])
 
 
 class VideoDiffusionObjective(TextConditioned):
