@@ -34,5 +34,8 @@ step refiner
 # Section 3.4: the video decoder
 step video_decoder
 
+# No part of the pipeline: the judge of in-domain IS and FVD (docs/evaluation.md)
+step video_classifier
+
 assemble
 echo "mini is in $out/pipeline: videogen generate \"a red ball bounces over a meadow at sunset\" --model $out/pipeline -o ball.mp4"

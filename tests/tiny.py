@@ -8,6 +8,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
@@ -16,10 +17,12 @@ from transformers import CLIPConfig, CLIPModel
 from transformers.utils import logging as transformers_logging
 
 from videogen.data.clips import ClipBatch
+from videogen.data.diorama import ATTRIBUTES, Diorama
 from videogen.data.prepare import write_tokenizer
 from videogen.models.ifrnet import IFRNet
 from videogen.models.pretrained import assemble, load_tokenizer
 from videogen.models.unet import VideoUNet
+from videogen.models.video_classifier import VideoClassifier
 from videogen.models.video_decoder import VideoDecoder
 
 for _logging in (diffusers_logging, transformers_logging):
@@ -50,6 +53,9 @@ IMAGE_CODER: dict[str, Any] = {
 }
 REFINER: dict[str, Any] = {**UNET, "reference": False, "condition_channels": 12, "cross_attention_dim": None}
 FLOW: dict[str, Any] = {"in_channels": 4, "channels": (8, 8, 8, 8)}
+CLASSIFIER: dict[str, Any] = {
+    "sample_size": 16, "num_frames": 4, "block_out_channels": (4, 8, 8, 8), "features": 6, "norm_num_groups": 4,
+}  # fmt: skip
 CLIP_TOWER = {
     "hidden_size": TEXT, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "projection_dim": 16,
 }  # fmt: skip
@@ -72,16 +78,20 @@ def alive(network: Network, seed: int = 0, scale: float = 0.05) -> Network:
     return network.eval()
 
 
-def clips(count: int = 2, frames: int = 4, size: int = 32, *, flow: bool = False, seed: int = 0) -> ClipBatch:
-    """Smooth random clips in [-1, 1]."""
+def clips(
+    count: int = 2, frames: int = 4, size: int = 32, *, flow: bool = False, labels: bool = False, seed: int = 0
+) -> ClipBatch:
+    """Smooth random clips in [-1, 1]. labels: those of Diorama's first clips."""
     coarse = randn(count * frames, 3, 4, 4, seed=seed)
     pixels = nn.functional.interpolate(coarse, size=(size, size), mode="bilinear").tanh().unflatten(0, (count, frames))
     flows = 2 * randn(count, frames, 2, 2, size, size, seed=seed + 1) if flow else None
-    return ClipBatch(pixels, [f"a red ball {index}" for index in range(count)], torch.linspace(4, 16, count), flows)
+    known = [Diorama(32, frames, seed=seed).labels(index).indices() for index in range(count if labels else 0)]
+    said = torch.from_numpy(np.stack(known)) if known else None
+    return ClipBatch(pixels, [f"a red ball {index}" for index in range(count)], torch.linspace(4, 16, count), flows, said)
 
 
 def write_runs(runs: Path) -> None:
-    """What a chain of runs leaves behind: runs/tokenizer and runs/NAME/network."""
+    """What a chain of runs leaves behind: runs/tokenizer and runs/NAME/network. The classifier takes clips of 4 frames."""
     write_tokenizer(runs / "tokenizer")
     tokenizer = load_tokenizer(runs)
     marks = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
@@ -98,6 +108,7 @@ def write_runs(runs: Path) -> None:
         "refiner": VideoUNet(sample_size=8, **REFINER),
         "latent_flow": IFRNet(**FLOW),
         "video_decoder": VideoDecoder(**CODER),
+        "video_classifier": VideoClassifier({name: len(known) for name, known in ATTRIBUTES.items()}, **CLASSIFIER),
     }
     for name, network in networks.items():
         alive(network).save_pretrained(runs / name / "network")

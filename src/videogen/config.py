@@ -169,6 +169,13 @@ class VideoDecoderOptions(ReconstructionOptions):
     clean: float = 0.25  # share of clips that are not degraded
 
 
+@dataclass(frozen=True)
+class VideoClassifierOptions:
+    """The network that judges Diorama's clips (ours): features for in-domain FVD, classes for the in-domain Inception Score."""
+
+    clean: float = 0.3  # share of clips that are shown as they are; the others are spoiled
+
+
 Options = (
     TextEncoderOptions
     | AutoencoderOptions
@@ -177,6 +184,7 @@ Options = (
     | LatentFlowOptions
     | RefinerOptions
     | VideoDecoderOptions
+    | VideoClassifierOptions
 )
 OPTIONS: Mapping[str, type] = {
     "text_encoder": TextEncoderOptions,
@@ -186,6 +194,7 @@ OPTIONS: Mapping[str, type] = {
     "latent_flow": LatentFlowOptions,
     "refiner": RefinerOptions,
     "video_decoder": VideoDecoderOptions,
+    "video_classifier": VideoClassifierOptions,
 }
 
 

@@ -11,11 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tiny import CLIP_TOWER, FLOW, IMAGE_CODER, REFINER, UNET, alive, clips, generators
+from tiny import CLASSIFIER, CLIP_TOWER, FLOW, IMAGE_CODER, REFINER, UNET, alive, clips, generators, randn
 from videogen.config import UserError, parse_train_config
 from videogen.data.clips import ClipBatch
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives import Objective, build_objective
+from videogen.training.objectives.video_classifier import GAIN, QUANTITIES, spoil
 
 SEEDS = (3, 4, 5, 6)
 
@@ -56,6 +57,7 @@ TASKS = {
     "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
     "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
     "video_decoder": Task("video_decoder", {**MODEL, "clean": 0.5}, {}),
+    "video_classifier": Task("video_classifier", {"clean": 0.2}, CLASSIFIER),
     "video_decoder, adversary": Task("video_decoder", {**MODEL, **ADVERSARY}, {}),
 }
 
@@ -70,7 +72,7 @@ def built(task: Task, folder: Path, **options: Any) -> tuple[Objective, nn.Modul
 
 
 def batch(task: Task) -> ClipBatch:
-    return clips(len(SEEDS), task.frames, flow=task.objective == "latent_flow")
+    return clips(len(SEEDS), task.frames, flow=task.objective == "latent_flow", labels=task.objective == "video_classifier")
 
 
 def loss(objective: Objective, network: nn.Module, given: ClipBatch, seeds: tuple[int, ...], step: int = 0) -> Tensor:
@@ -159,6 +161,32 @@ def test_previews_are_frames_and_repeat_themselves(tiny_folder: Path, name: str)
     assert torch.equal(shown, again)
 
 
+def test_a_clip_is_spoiled_as_much_as_is_said() -> None:
+    """The network is taught by these amounts: none leaves the clip but for its contrast, and each shows where it should."""
+    frames = randn(8, 3, 4, 4).tanh().repeat_interleave(8, 2).repeat_interleave(8, 3) / 2  # fields with sharp edges
+    (chance,) = generators(0)
+    kept, amounts = spoil(frames, chance, 1.0)
+    assert amounts.tolist() == [0, 0, 0, 0]
+    contrast = (kept[0, 0, 0, 0] + 1) / (frames[0, 0, 0, 0] + 1)
+    torch.testing.assert_close(kept + 1, (frames + 1) * contrast)
+    assert abs(contrast - 1) <= GAIN
+    found = [spoil(frames, *generators(seed), 0.0) for seed in range(60)]
+    assert all(0 <= value <= 1 for _, amounts in found for value in amounts.tolist())
+
+    def alone(name: str) -> Tensor:
+        """The clip that suffered most of those that nothing else befell."""
+        place = QUANTITIES.index(name)
+        return max(((a[place].item(), made) for made, a in found if a.count_nonzero() == 1), key=lambda each: each[0])[1]
+
+    def roughness(frames: Tensor) -> float:
+        return frames.diff(dim=-1).square().mean().item()
+
+    assert roughness(alone("blur")) < roughness(frames) < roughness(alone("noise"))
+    brightness = alone("flicker").mean((1, 2, 3))
+    assert brightness.std() > 1.5 * frames.mean((1, 2, 3)).std()
+    assert not torch.equal(alone("shake").sort().values, frames.sort().values)
+
+
 def test_a_cascade_network_starts_from_the_one_it_is_told(tiny_folder: Path) -> None:
     """As training starts it, the network predicts what the image network does for every frame."""
     task = TASKS["base"]
@@ -180,6 +208,7 @@ def test_a_cascade_network_starts_from_the_one_it_is_told(tiny_folder: Path) -> 
         ("refiner", clips(2, 4), "the refiner learns from 3, 5, 7 ... frames, not 4"),
         ("latent_flow", clips(2, 5, flow=True), "the latent flow network learns from 3 frames, not 5"),
         ("latent_flow", clips(2, 3), "these clips carry no flow"),
+        ("video_classifier", clips(2, 4), "these clips carry no labels"),
     ],
 )
 def test_clips_that_do_not_fit_are_refused(tiny_folder: Path, name: str, given: ClipBatch, message: str) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -35,6 +36,17 @@ PLACES = ("meadow", "desert", "sea", "snowfield", "mountains", "city")
 TIMES = ("day", "sunset", "night")
 WEATHERS = ("rain", "snow")
 CAMERAS = ("pans left", "pans right", "zooms in")
+ATTRIBUTES: Mapping[str, tuple[str | None, ...]] = {
+    "colour": COLOURS,
+    "shape": SHAPES,
+    "motion": MOTIONS,
+    "speed": SPEEDS,
+    "place": PLACES,
+    "time": TIMES,
+    "weather": (None, *WEATHERS),
+    "camera": (None, *CAMERAS),
+}
+"""What can be said of a clip -> the classes that there are, in the order of `Labels.indices`."""
 
 
 @dataclass(frozen=True)
@@ -51,20 +63,15 @@ class Labels:
     camera: str | None = None
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("colour", COLOURS),
-            ("shape", SHAPES),
-            ("motion", MOTIONS),
-            ("speed", SPEEDS),
-            ("place", PLACES),
-            ("time", TIMES),
-            ("weather", (None, *WEATHERS)),
-            ("camera", (None, *CAMERAS)),
-        ):
+        for name, allowed in ATTRIBUTES.items():
             if getattr(self, name) not in allowed:
                 raise UserError(f"{name} must be one of {', '.join(map(repr, allowed))}, not {getattr(self, name)!r}")
         if self.motion == "rests" and self.speed:
             raise UserError(f"something that rests has no speed: leave out {self.speed!r}")
+
+    def indices(self) -> np.ndarray:
+        """The class of each attribute of ATTRIBUTES, int64 (8,)."""
+        return np.array([classes.index(getattr(self, name)) for name, classes in ATTRIBUTES.items()], np.int64)
 
 
 def is_held_out(colour: str, shape: str, motion: str) -> bool:
@@ -272,4 +279,4 @@ class Diorama:
         frames, flow = render_frames(
             labels, self._generator(index, 1), size=self.size, num_frames=self.num_frames, fps=fps, with_flow=self.flow
         )
-        return Clip(frames=frames, caption=said, fps=fps, flow=flow)
+        return Clip(frames=frames, caption=said, fps=fps, flow=flow, labels=labels.indices())

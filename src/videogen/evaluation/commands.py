@@ -73,7 +73,7 @@ def add_commands(commands: Any, whole: Whole, real: Real) -> None:
         parser = kind(name, help, description)
         _add_output(parser)
         _add_lists(parser, name, whole)
-        _add_networks(parser, whole)
+        _add_networks(parser, name, whole)
         _add_sampling(parser, whole, real)
         if name != "videos":
             _add_generation(parser, whole, real, with_reference=name != "reference")
@@ -128,7 +128,7 @@ def _add_lists(parser: Any, name: str, whole: Whole) -> None:
     add("--count", type=whole(1, 10_000_000), metavar="N", help=count)
 
 
-def _add_networks(parser: Any, whole: Whole) -> None:
+def _add_networks(parser: Any, name: str, whole: Whole) -> None:
     group = parser.add_argument_group("feature networks (see videogen evaluate --help)")
     group.add_argument("--c3d", type=Path, metavar="FILE", help="for Inception Score")
     group.add_argument("--i3d", type=Path, metavar="FILE", help="for FVD, with --real")
@@ -136,6 +136,11 @@ def _add_networks(parser: Any, whole: Whole) -> None:
     group.add_argument("--real-split", type=Path, metavar="FILE", help="take only the videos of such a list as trainlist01.txt")
     group.add_argument("--real-stride", type=whole(1, 1000), default=1, metavar="N", help="every N-th frame (default 1)")
     group.add_argument("--clip", metavar="MODEL", help="for CLIPSIM: a folder or hub id")
+    if name in ("videos", "reference"):
+        group.add_argument(
+            "--in-domain", type=Path, metavar="RUNS",
+            help="instead of these: networks of Diorama, from the folder of mini's runs; never comparable with the paper's",
+        )  # fmt: skip
 
 
 def _add_sampling(parser: Any, whole: Whole, real: Real) -> None:

@@ -11,6 +11,7 @@ from videogen.config import UserError
 from videogen.evaluation.benchmarks import PAPER, Prompts
 from videogen.evaluation.features import load_c3d, load_clip, load_i3d
 from videogen.evaluation.fidelity import opencv
+from videogen.evaluation.in_domain import TrueClips, load_judges
 from videogen.evaluation.measures import ClipSimilarity, Frechet, Inception, Measure, ReferenceFidelity, Steadiness
 from videogen.evaluation.pictures import table
 from videogen.evaluation.production import REFERENCES, VIDEOS, Production, Team, generate_missing
@@ -24,7 +25,8 @@ Say = Callable[[str], None]
 @dataclass(frozen=True)
 class Networks:
     """Weights of the feature networks; a metric whose network is None is left out. real: the folder, or an earlier run's
-    real.safetensors, that FVD compares with; real_names: only these videos of the folder."""
+    real.safetensors, that FVD compares with; real_names: only these videos of the folder. in_domain: a folder of mini's runs,
+    whose networks take the place of the others; without `real`, FVD is to true clips of Diorama."""
 
     c3d: Path | None = None
     i3d: Path | None = None
@@ -32,6 +34,7 @@ class Networks:
     real: Path | None = None
     real_names: Sequence[str] = ()
     real_stride: int = 1
+    in_domain: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +67,7 @@ def evaluate(request: Request, team: Team, say: Say) -> list[Result]:
     request.output.mkdir(parents=True, exist_ok=True)
     videos = _videos(request, team, say)
     prompt = _prompt(request, videos)
-    measures = _measures(request, prompt, team, say)
+    measures = _measures(request, videos, prompt, team, say)
     if not measures:
         raise UserError("nothing to measure: give weights (--c3d, --i3d with --real, --clip), or install the extra 'data'")
     seen = measure(videos, measures, request.output, team, batch_size=request.batch_size, say=say)
@@ -91,7 +94,11 @@ def _check(request: Request) -> None:
         raise UserError("give either a pipeline to generate with or a folder of videos")
     if request.production is not None and not (request.prompts and request.prompts.texts):
         raise UserError("a pipeline needs prompts to generate from")
-    if (request.networks.i3d is None) != (request.networks.real is None):
+    networks = request.networks
+    if networks.in_domain is not None:
+        if any(each is not None for each in (networks.c3d, networks.i3d, networks.clip)):
+            raise UserError("--in-domain takes the place of --c3d, --i3d and --clip: measure twice, into two folders")
+    elif (networks.i3d is None) != (networks.real is None):
         raise UserError("FVD needs both --i3d (weights) and --real (real videos)")
 
 
@@ -116,18 +123,20 @@ def _prompt(request: Request, videos: VideoFolderSamples) -> Callable[[int], str
     return request.prompts.texts.__getitem__
 
 
-def _measures(request: Request, prompt: Callable[[int], str], team: Team, say: Say) -> list[Measure]:
+def _measures(
+    request: Request, videos: VideoFolderSamples, prompt: Callable[[int], str], team: Team, say: Say
+) -> list[Measure]:
     networks, device = request.networks, team.ranks.device
     found: list[Measure] = list(request.measures)
+    if networks.in_domain is not None:
+        found += _in_domain(request, networks.in_domain, videos, prompt, team, say)
     if networks.c3d is not None:
         c3d, source = load_c3d(networks.c3d)
         found.append(Inception(c3d.to(device), source))
     if networks.i3d is not None and networks.real is not None:
         i3d, source = load_i3d(networks.i3d)
         say(f"real videos: {networks.real}")
-        sampling = Sampling(request.sampling.num_frames, networks.real_stride, request.sampling.size)
-        given = RealSet(networks.real, sampling, networks.real_names, request.skip_bad)
-        real = real_videos(given, i3d.to(device), source, request.output, team)
+        real = real_videos(_real_set(request, networks.real), i3d.to(device), source, request.output, team)
         found.append(Frechet(i3d, source, real))
     if networks.clip is not None:
         clip, source = load_clip(networks.clip)
@@ -142,6 +151,33 @@ def _measures(request: Request, prompt: Callable[[int], str], team: Team, say: S
     return found
 
 
+def _real_set(request: Request, place: Path | TrueClips) -> RealSet:
+    networks = request.networks
+    sampling = Sampling(request.sampling.num_frames, networks.real_stride, request.sampling.size)
+    return RealSet(place, sampling, networks.real_names, request.skip_bad)
+
+
+def _in_domain(
+    request: Request, runs: Path, videos: VideoFolderSamples, prompt: Callable[[int], str], team: Team, say: Say
+) -> list[Measure]:
+    """The in-domain three. True clips are twice as many as the videos: their halves, whose distance is FVD's noise floor, are
+    then as large as the set that is measured."""
+    judges = load_judges(runs, team.ranks.device)
+    place: Path | TrueClips | None = request.networks.real
+    if place is None:
+        rate = next(videos.samples()).fps
+        if rate is None:
+            raise UserError("these videos do not say how many frames a second they have: give --fps")
+        place = TrueClips(request.sampling, rate, 2 * len(videos))
+        say(f"real videos: {len(place)} true clips of Diorama at {rate:g} fps")
+    real = real_videos(_real_set(request, place), judges.features, judges.judge_source, request.output, team)
+    return [
+        Inception(judges.classes, judges.judge_source),
+        Frechet(judges.features, judges.judge_source, real),
+        ClipSimilarity(judges.clip, judges.clip_source, prompt),
+    ]
+
+
 def _references(request: Request) -> Path | None:
     if request.production is None:
         return request.references
@@ -152,7 +188,7 @@ def _prompts_measured(
     request: Request, videos: VideoFolderSamples, prompt: Callable[[int], str], skipped: Sequence[str]
 ) -> list[str] | None:
     """For the fingerprint; None where nothing depends on them and they would have to be looked for."""
-    if request.prompts is None and request.prompts_file is None and request.networks.clip is None:
+    if (request.prompts, request.prompts_file, request.networks.clip, request.networks.in_domain) == (None,) * 4:
         return None
     return [prompt(index) for index, name in enumerate(videos.names) if name not in set(skipped)]
 
@@ -184,7 +220,10 @@ def describe(results: Sequence[Result], paper: Mapping[str, str]) -> str:
     for result in results:
         interval = "-" if result.interval is None else f"{result.interval[0]:.4g} .. {result.interval[1]:.4g}"
         spread = "-" if result.spread is None else f"{result.spread:.3g}"
-        name = f"{result.metric} (in-domain)" if result.in_domain else result.metric
-        row = [name, f"{result.value:.5g}", spread, interval, str(result.samples)]
+        row = [result.metric, f"{result.value:.5g}", spread, interval, str(result.samples)]
         rows.append([*row, *([paper.get(result.metric, "-")] if paper else [])])
+        floor = result.details.get("noise_floor_of_real")
+        if floor is not None:
+            halves = f"2 x {result.details['real_videos'] // 2}"
+            rows.append(["- its floor, real to real", f"{floor:.5g}", "-", "-", halves, *(["-"] if paper else [])])
     return table(header, rows)

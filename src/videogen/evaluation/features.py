@@ -10,10 +10,10 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import huggingface_hub
 import numpy as np
@@ -30,7 +30,10 @@ from videogen.evaluation.feature_networks import C3D, I3D
 from videogen.files import decoding, open_regular, reason
 from videogen.models.pretrained import quiet
 
-__all__ = ["C3D", "I3D", "KNOWN", "Clip", "FeatureSource", "load_c3d", "load_clip", "load_i3d", "video_features"]
+__all__ = [
+    "C3D", "I3D", "KNOWN", "Clip", "FeatureSource", "VideoNetwork", "load_c3d", "load_clip", "load_i3d",
+    "video_features",
+]  # fmt: skip
 
 KNOWN: Mapping[str, str] = {
     "99d28a652e6ec46629ab7047a0ac82c69b1fe11e0ce672c43af65d3a9a3fc05d": "OpenAI CLIP ViT-B/32, model.safetensors of "
@@ -53,12 +56,31 @@ MAX_BYTES = 1 << 30  # of the arrays of an .npz: C3D has 0.3 GB
 
 @dataclass(frozen=True)
 class FeatureSource:
-    """Which weights. name: the network; path: where they came from; sha256: of their file; verified: it is in KNOWN."""
+    """Which weights. name: the network; path: where they came from; sha256: of their file; verified: it is in KNOWN;
+    in_domain: they learnt on Diorama, and what they measure is never comparable with the paper's."""
 
     name: str
     path: str
     sha256: str
     verified: bool
+    in_domain: bool = False
+
+
+class VideoNetwork(Protocol):
+    """I3D, C3D, or an in-domain one. resize: how frames come to it, for the fingerprint; dimensions: of its output."""
+
+    resize: str
+    dimensions: int
+
+    def prepare(self, frames: Tensor) -> Tensor:
+        """Frames uint8 (F, H, W, 3) of any size -> what it takes of one video."""
+        ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def __call__(self, videos: Tensor) -> Tensor:
+        """N videos as prepared -> (N, dimensions)."""
+        ...
 
 
 class Clip(nn.Module):
@@ -98,7 +120,7 @@ class Clip(nn.Module):
 
 
 @torch.inference_mode()
-def video_features(network: I3D | C3D, videos: Sequence[np.ndarray]) -> np.ndarray:
+def video_features(network: VideoNetwork, videos: Sequence[np.ndarray]) -> np.ndarray:
     """Videos uint8 (F, H, W, 3) of one length, each resized as the network asks -> features (N, D), float64.
 
     The network runs in float32 where it lies; a video's features do not depend on its batch but for the last bits. Raises
@@ -167,7 +189,7 @@ def load_clip(model: str | Path) -> tuple[Clip, FeatureSource]:
     return Clip(network, tokenizer).requires_grad_(False).eval(), replace(source, path=str(model))
 
 
-def identify(name: str, path: str | Path, *more: str | Path) -> FeatureSource:
+def identify(name: str, path: str | Path, *more: str | Path, in_domain: bool = False) -> FeatureSource:
     """The identity of weights: the SHA-256 of their file, or of several one after the other. Raises UserError."""
     state = hashlib.sha256()
     for part in (path, *more):
@@ -175,7 +197,7 @@ def identify(name: str, path: str | Path, *more: str | Path) -> FeatureSource:
             while block := file.read(1 << 20):
                 state.update(block)
     digest = state.hexdigest()
-    return FeatureSource(name, str(path), digest, digest in KNOWN)
+    return FeatureSource(name, str(path), digest, digest in KNOWN, in_domain)
 
 
 def _read(path: str | Path) -> dict[str, Tensor]:

@@ -116,7 +116,8 @@ def _sampling(options: argparse.Namespace) -> Sampling:
 
 def _networks(options: argparse.Namespace) -> Networks:
     names = () if options.real_split is None else read_split(options.real_split)
-    return Networks(options.c3d, options.i3d, options.clip, options.real, names, options.real_stride)
+    in_domain = getattr(options, "in_domain", None)
+    return Networks(options.c3d, options.i3d, options.clip, options.real, names, options.real_stride, in_domain)
 
 
 def _production(options: argparse.Namespace) -> Production:

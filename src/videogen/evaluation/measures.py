@@ -16,7 +16,7 @@ from PIL import Image
 
 from videogen.config import UserError
 from videogen.evaluation.clip_similarity import clip_similarity
-from videogen.evaluation.features import C3D, I3D, Clip, FeatureSource, video_features
+from videogen.evaluation.features import Clip, FeatureSource, VideoNetwork, video_features
 from videogen.evaluation.fidelity import dis_flows, motion_amount, reference_fidelity, warping_error
 from videogen.evaluation.frechet_video_distance import frechet_distance, frechet_interval, noise_floor, rank_deficient
 from videogen.evaluation.inception_score import InceptionScore, softmax
@@ -40,7 +40,10 @@ class Number:
     protocol: Mapping[str, Any] | None = None
     details: Mapping[str, Any] | None = None
     warnings: tuple[str, ...] = ()
-    in_domain: bool = False
+
+    @property
+    def in_domain(self) -> bool:
+        return self.source is not None and self.source.in_domain
 
 
 class Measure(Protocol):
@@ -62,13 +65,15 @@ class Measure(Protocol):
 
 
 class Inception:
-    """Inception Score with C3D. spread: the deviation over ten splits, as the paper's."""
+    """Inception Score. spread: the deviation over ten splits, as the paper's with C3D; in-domain there is one split, and none.
 
-    name = "inception_score"
+    One, since sets are small there (some hundred videos), and a split's score cannot exceed its videos.
+    """
 
-    def __init__(self, network: C3D, source: FeatureSource) -> None:
+    def __init__(self, network: VideoNetwork, source: FeatureSource) -> None:
         self.network, self.source = network, source
-        self.score = InceptionScore(network.dimensions)
+        self.name = metric_name("inception_score", source)
+        self.score = InceptionScore(network.dimensions, 1 if source.in_domain else 10)
 
     def add(self, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
         probabilities = softmax(video_features(self.network, [sample.frames for sample in samples]))
@@ -84,22 +89,23 @@ class Inception:
     def numbers(self) -> list[Number]:
         mean, deviation = self.score.value()
         count, splits = self.score.count, self.score.splits
-        warning = f"IS is biased low: {count} videos in {splits} splits, whose number in a split it cannot exceed"
-        warnings = (warning,) if count < 1000 * splits else ()
+        of = f"{count} videos in {splits} splits" if splits > 1 else f"{count} videos"
+        warning = f"IS is biased low: {of}, whose number in a split it cannot exceed"
+        warnings = (warning,) if count < 10 * self.network.dimensions * splits else ()
         return [
             Number(
-                self.name, mean, deviation, self.score.interval(), self.source, self.network.resize,
-                {"splits": splits}, {"samples_a_split": count / splits}, warnings, in_domain(self.network),
+                self.name, mean, deviation if splits > 1 else None, self.score.interval(), self.source, self.network.resize,
+                {"splits": splits}, {"samples_a_split": count / splits}, warnings,
             )
         ]  # fmt: skip
 
 
 class VideoMoments:
-    """Moments of I3D features: one side of FVD."""
+    """Moments of features, I3D's or an in-domain network's: one side of FVD."""
 
-    name = "i3d"
+    name = "fvd"
 
-    def __init__(self, network: I3D, source: FeatureSource) -> None:
+    def __init__(self, network: VideoNetwork, source: FeatureSource) -> None:
         self.network, self.source = network, source
         self.moments = GroupedMoments(network.dimensions)
 
@@ -128,7 +134,7 @@ class RealVideos:
 class Frechet(VideoMoments):
     """FVD against real videos. spread: the deviation over resamplings of both sets."""
 
-    def __init__(self, network: I3D, source: FeatureSource, real: Callable[[], RealVideos]) -> None:
+    def __init__(self, network: VideoNetwork, source: FeatureSource, real: Callable[[], RealVideos]) -> None:
         super().__init__(network, source)
         self.real = real
 
@@ -150,8 +156,8 @@ class Frechet(VideoMoments):
         protocol = {"real": dict(real.identity)}
         return [
             Number(
-                "frechet_video_distance", distance, spread, interval, self.source, self.network.resize, protocol, details,
-                tuple(few), in_domain(self.network),
+                metric_name("frechet_video_distance", self.source), distance, spread, interval, self.source,
+                self.network.resize, protocol, details, tuple(few),
             )
         ]  # fmt: skip
 
@@ -193,12 +199,12 @@ class _Means:
 
 
 class ClipSimilarity(_Means):
-    """CLIPSIM: mean over frames and videos of the cosine between frame and prompt."""
+    """CLIPSIM: mean over frames and videos of the cosine between frame (in-domain: storyboard) and prompt."""
 
     name = "clip"
-    metrics = ("clip_similarity",)
 
     def __init__(self, network: Clip, source: FeatureSource, prompt: Callable[[int], str]) -> None:
+        self.metrics = (metric_name("clip_similarity", source),)
         super().__init__()
         self.network, self.source, self.prompt = network, source, prompt
 
@@ -206,10 +212,10 @@ class ClipSimilarity(_Means):
         texts = self.network.texts([self.prompt(sample.index) for sample in samples])
         images = [self.network.images(sample.frames) for sample in samples]
         scores = [clip_similarity(image[None], text[None])[0] for image, text in zip(images, texts, strict=True)]
-        return self.take(samples, {"clip_similarity": scores})
+        return self.take(samples, {self.metrics[0]: scores})
 
     def numbers(self) -> list[Number]:
-        return [self.mean("clip_similarity", source=self.source, resize=self.network.resize, in_domain=in_domain(self.network))]
+        return [self.mean(self.metrics[0], source=self.source, resize=self.network.resize)]
 
 
 class Steadiness(_Means):
@@ -269,9 +275,9 @@ class ReferenceFidelity(_Means):
         return [self.mean(metric) for metric in self.metrics]
 
 
-def in_domain(network: object) -> bool:
-    """Whether a network learnt on Diorama: its numbers are never comparable with the paper's."""
-    return bool(getattr(network, "in_domain", False))
+def metric_name(name: str, source: FeatureSource) -> str:
+    """Of a metric by these weights: in-domain ones have a name of their own, in files and tables."""
+    return f"in_domain_{name}" if source.in_domain else name
 
 
 def _indices(samples: Sequence[Sample]) -> list[int]:

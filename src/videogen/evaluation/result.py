@@ -127,7 +127,11 @@ def fingerprint(
     whatever the file has; resize: how frames came to `size`, with all that follows up to the network; features: the weights;
     protocol: what else the metric needs to be told apart (splits, reference set), JSON types.
     """
-    source = None if features is None else {"name": features.name, "sha256": features.sha256, "verified": features.verified}
+    source: dict[str, Any] | None = None
+    if features is not None:
+        source = {"name": features.name, "sha256": features.sha256, "verified": features.verified}
+        if features.in_domain:
+            source["in_domain"] = True
     return {
         "prompts_sha256": None if prompts is None else digest(prompts),
         "count": count,
@@ -185,10 +189,12 @@ def _order(key: str) -> tuple[int, str]:
 def compare(first: Result, second: Result, names: tuple[str, str] = ("first", "second"), allow: Collection[str] = ()) -> str:
     """A table of both. Raises UserError, naming what differs, where they were not measured alike.
 
-    allow: keys (`seeds`, or a part such as `versions.torch`) that may differ; the table names those that do.
+    allow: keys (`seeds`, or a part such as `versions.torch`) that may differ; the table names those that do. Nothing allows an
+    in-domain number beside another.
     """
     apart = differences(first, second)
-    refused = {key: pair for key, pair in apart.items() if key not in allow and key.split(".")[0] not in allow}
+    allowed = set(allow) - {"in_domain"}
+    refused = {key: pair for key, pair in apart.items() if key not in allowed and key.split(".")[0] not in allowed}
     if refused:
         told = "; ".join(f"{key}: {_short(a)} and {_short(b)}" for key, (a, b) in refused.items())
         raise UserError(f"these results were not measured alike and cannot be compared: {told}")

@@ -22,13 +22,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from videogen.config import UserError
-from videogen.evaluation.features import I3D, FeatureSource
+from videogen.evaluation.features import FeatureSource, VideoNetwork
+from videogen.evaluation.in_domain import TrueClips
 from videogen.evaluation.measures import Measure, RealVideos, VideoMoments
 from videogen.evaluation.production import Team
 from videogen.evaluation.result import Result, digest, fingerprint
 from videogen.evaluation.statistics import GroupedMoments
-from videogen.evaluation.videos import Sample, Sampling, VideoFolderSamples
+from videogen.evaluation.videos import Sample, Sampling, VideoFolderSamples, Videos
 from videogen.files import reason, staging
+
+REAL = "real.safetensors"
 
 
 @dataclass
@@ -53,7 +56,7 @@ class Seen:
 
 
 def measure(
-    videos: VideoFolderSamples,
+    videos: Videos,
     measures: Sequence[Measure],
     output: Path,
     team: Team,
@@ -124,7 +127,7 @@ def _join_lines(paths: Sequence[Path], output: Path) -> None:
 
 
 def conclude(
-    videos: VideoFolderSamples,
+    videos: Videos,
     measures: Sequence[Measure],
     seen: Seen,
     output: Path,
@@ -170,35 +173,46 @@ def conclude(
 
 @dataclass(frozen=True)
 class RealSet:
-    """Real videos that FVD compares with. place: their folder, or a real.safetensors; names: only these of the folder."""
+    """Real videos that FVD compares with. place: their folder, a real.safetensors, or Diorama; names: only these of the
+    folder."""
 
-    place: Path
+    place: Path | TrueClips
     sampling: Sampling
     names: Sequence[str] = ()
     skip_bad: bool = False
 
 
-def real_videos(given: RealSet, network: I3D, source: FeatureSource, output: Path, team: Team) -> Callable[[], RealVideos]:
-    """The real side of FVD, of a folder or of what an earlier run left; taken in by all ranks together.
+def real_videos(
+    given: RealSet, network: VideoNetwork, source: FeatureSource, output: Path, team: Team
+) -> Callable[[], RealVideos]:
+    """The real side of FVD, of a folder, of Diorama or of what an earlier run left; taken in by all ranks together.
 
-    Of a folder it is saved as output/real.safetensors. Raises UserError where a file was made with other weights or sampling.
+    Unless it was a file it is saved as output/real.safetensors; true clips of Diorama are taken from there, if they are those.
+    Raises UserError where a file was made with other weights or sampling.
     """
     wanted = {"network": source.sha256, "prepared": network.resize}
     wanted |= {key: str(value) for key, value in given.sampling.describe().items()}
-    if given.place.is_file():
+    if isinstance(given.place, Path) and given.place.is_file():
         moments, identity = _read_real(given.place)
         if different := [key for key, value in wanted.items() if identity.get(key) != value]:
             raise UserError(f"{given.place} was made with another {different[0]}: give the folder of real videos instead")
         return lambda: RealVideos(moments, identity)
-    videos = VideoFolderSamples(given.place, given.sampling, given.skip_bad, list(given.names))
+    saved = output / REAL
+    if isinstance(given.place, TrueClips):
+        videos: Videos = given.place
+        wanted["names"] = digest(videos.names)
+        if saved.is_file() and wanted.items() <= (found := _read_real(saved))[1].items():
+            return lambda: RealVideos(*found)
+    else:
+        videos = VideoFolderSamples(given.place, given.sampling, given.skip_bad, list(given.names))
     taken = VideoMoments(network, source)
     seen = measure(videos, [taken], output / "real", team)
     counts = {"videos": str(seen.samples), "skipped": str(len(seen.skipped))}
     identity = {**wanted, **counts, "names": digest(videos.names)}
     if team.ranks.first:
-        with staging(output / "real.safetensors") as stage:
+        with staging(saved) as stage:
             save_file(taken.state(), stage / "real", metadata=identity)
-            (stage / "real").replace(output / "real.safetensors")
+            (stage / "real").replace(saved)
     return lambda: RealVideos(taken.moments, identity)
 
 

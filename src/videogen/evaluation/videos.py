@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import av
 import numpy as np
@@ -84,6 +84,21 @@ class Sample:
     frames: np.ndarray
     fps: float | None
     source: str
+
+
+class Videos(Protocol):
+    """What is measured: the samples of a folder, or Diorama's true clips. See `VideoFolderSamples`."""
+
+    folder: Path
+    sampling: Sampling
+    names: list[str]
+    skipped: list[tuple[str, str]]
+    sizes: Counter[str]
+    rates: Counter[float | None]
+
+    def __len__(self) -> int: ...
+
+    def samples(self, rank: int = 0, ranks: int = 1) -> Iterator[Sample]: ...
 
 
 @dataclass

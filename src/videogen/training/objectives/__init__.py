@@ -13,6 +13,7 @@ from videogen.training.objectives.denoising import RefinerObjective, TextToImage
 from videogen.training.objectives.latent_flow import LatentFlowObjective
 from videogen.training.objectives.reconstruction import AutoencoderObjective, VideoDecoderObjective
 from videogen.training.objectives.text_encoder import TextEncoderObjective
+from videogen.training.objectives.video_classifier import VideoClassifierObjective
 
 __all__ = ["Objective", "build_objective"]
 
@@ -24,6 +25,7 @@ OBJECTIVES: dict[type, Any] = {
     config.LatentFlowOptions: LatentFlowObjective,
     config.RefinerOptions: RefinerObjective,
     config.VideoDecoderOptions: VideoDecoderObjective,
+    config.VideoClassifierOptions: VideoClassifierObjective,
 }
 
 

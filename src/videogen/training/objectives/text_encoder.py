@@ -49,8 +49,7 @@ class TextEncoderObjective(Objective):
     def storyboards(self, clips: ClipBatch) -> Tensor:
         """(B, 3, 2*side, 2*side): four evenly spaced frames, read like a page."""
         chosen = torch.linspace(0, clips.frames.shape[1] - 1, 4).round().long()
-        a, b, c, d = resize_frames(clips.frames[:, chosen], (self.side, self.side)).unbind(1)
-        return torch.cat([torch.cat([a, b], dim=3), torch.cat([c, d], dim=3)], dim=2)
+        return storyboard(clips.frames[:, chosen], self.side)
 
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
@@ -68,6 +67,12 @@ class TextEncoderObjective(Objective):
 
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         return self.storyboards(clips)[:, None]
+
+
+def storyboard(frames: Tensor, side: int) -> Tensor:
+    """Four frames (B, 4, 3, H, W) as one picture (B, 3, 2*side, 2*side), read like a page."""
+    a, b, c, d = resize_frames(frames, (side, side)).unbind(1)
+    return torch.cat([torch.cat([a, b], dim=3), torch.cat([c, d], dim=3)], dim=2)
 
 
 def _check_keys(place: str, table: Any, config: Any) -> None:
