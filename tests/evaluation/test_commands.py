@@ -19,7 +19,7 @@ from videogen.evaluation.result import read_result  # noqa: E402
 from videogen.models.pretrained import load_tokenizer  # noqa: E402
 from videogen.video import Video, write_video  # noqa: E402
 
-KINDS = ("ucf101", "msrvtt", "videos", "reference", "interpolation", "decoder", "compare")
+KINDS = ("ucf101", "msrvtt", "videos", "reference", "interpolation", "decoder", "diorama", "compare")
 COMMANDS = [["evaluate"], *(["evaluate", kind] for kind in KINDS), ["study"], ["study", "build"], ["study", "report"]]
 
 

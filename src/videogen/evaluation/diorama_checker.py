@@ -1,4 +1,4 @@
-"""What a Diorama video shows, read by classical vision: the judge of the in-domain benchmark (issue of section 4, DESIGN.md 2).
+"""What a Diorama video shows, read by classical vision: the judge of the in-domain benchmark (ours).
 
 No network takes part. `diorama_scene` registers the camera and reads place, hour and weather by colour and detail;
 `diorama_segmentation` finds the object by hue and by its known silhouettes; `diorama_motion` names its course in the world's

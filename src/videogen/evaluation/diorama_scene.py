@@ -32,7 +32,8 @@ SEA = {
 }
 SNOW_LIGHT = {"day": 1.0, "sunset": 0.5, "night": 0.9}  # how much of the hour's light snow takes on
 BANDS = ((0.06, 0.25), (0.31, 0.44), (0.66, 0.78), (0.81, 0.97))  # rows of the frame: high and low sky, far and near ground
-FALLING_FROM, RAIN_FROM = (0.042, 0.022), 1.4  # share of the area under a clear and a grey sky; slopes across over slopes along the fall
+FALLING_FROM = (0.042, 0.022)  # share of the area that falling things cover, under a clear and a grey sky
+RAIN_FROM = 1.4  # energy of slopes across the fall over that along it
 PAN_FROM, ZOOM_FROM = 0.03, 0.04  # frame widths a second; logarithm of the scale a second
 
 
@@ -164,7 +165,7 @@ def sparkle(frames: Array, times: Array, camera: Camera, pose: Array | None) -> 
     size = 128
     rows = round(0.5 * size)
     bright = []
-    for frame, time in zip(frames, times, strict=True):
+    for frame in frames:
         grey = cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
         if grey.shape != (size, size):
             grey = cv2.resize(grey, (size, size), interpolation=cv2.INTER_AREA)

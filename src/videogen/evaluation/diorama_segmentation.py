@@ -77,15 +77,15 @@ def blobs(surface: Array) -> tuple[Array, Array]:
 
 
 def cut_out(frame: Array, poses: Array, side: int) -> tuple[Array, Array]:
-    """Squares of `frame`, float32 (S, S, C), around `poses` (N, 3 or 4): float32 (N, side^2, C), and inside the frame or not."""
+    """Squares of `frame`, float32 (S, S, C), around `poses` (N, 3 or 4): float32 (N, side^2, C), and whether inside."""
     size = frame.shape[0]
     unit = ((np.arange(side, dtype=np.float32) + 0.5) / side * 2 - 1) * REACH
     poses = np.asarray(poses, np.float32)
     x = (poses[:, :1] + poses[:, 2:3] * unit) * size - 0.5
     y = (poses[:, 1:2] + poses[:, 2:3] * unit) * size - 0.5
     maps = np.broadcast_to(x[:, None], (len(x), side, side)), np.broadcast_to(y[:, :, None], (len(x), side, side))
-    flat = [np.ascontiguousarray(part).reshape(-1, side) for part in maps]
-    values = cv2.remap(frame, *flat, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    right, down = (np.ascontiguousarray(part).reshape(-1, side) for part in maps)
+    values = cv2.remap(frame, right, down, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     inside = [(part > -0.5) & (part < size - 0.5) for part in maps]
     count = len(poses)
     return values.reshape(count, -1, frame.shape[2]), (inside[0] & inside[1]).reshape(count, -1).astype(np.float32)
@@ -142,7 +142,7 @@ def refine(frame: Array, pose: Array, known: Templates) -> tuple[float, Array, f
             if row == 13 and column == 2:
                 break
     cube = score.reshape(3, 3, 3, 5)
-    scale, down, right = np.unravel_index(row, (3, 3, 3))
+    scale, down, right = map(int, np.unravel_index(row, (3, 3, 3)))
     most = float(part.factors[2][:, column].mean()) * pose[2] ** 2
     pose[0] += _vertex(cube[scale, down, :, column], right) * step * pose[2]
     pose[1] += _vertex(cube[scale, :, right, column], down) * step * pose[2]
@@ -187,7 +187,7 @@ def recognise(frames: Array, strength: Array, place: Array, light: float) -> tup
     pairs = np.argsort(-total, axis=None)[:4]
     closer = np.zeros_like(total)
     for index, shape in zip(*np.unravel_index(pairs, total.shape), strict=True):
-        if total[index, shape] < 0.4 * total.max():
+        if total[index, shape] <= 0.4 * total.max():
             continue
         known = templates(COLOURS[index], *FINE, light, (SHAPES[shape],))
         for row in (0, len(chosen) // 2, len(chosen) - 1):
@@ -221,6 +221,8 @@ def track(frames: Array, times: Array, light: float) -> Track:
 def _mend(looks: Array, times: Array, pose: Array, quality: Array, fine: Templates) -> None:
     """Look again in the frames where the object was found worse than in others, where its neighbours say that it is."""
     sure = quality > 0.8 * np.median(quality)
+    if not sure.any():
+        return
     for frame in np.flatnonzero(~sure):
         others = np.flatnonzero(sure)
         guess = [np.interp(times[frame], times[others], pose[others, part]) for part in range(3)]

@@ -16,8 +16,9 @@ from videogen.evaluation.benchmarks import UCF101_VIDEOS, Prompts, read_split
 from videogen.evaluation.benchmarks import msrvtt as msrvtt_prompts
 from videogen.evaluation.benchmarks import ucf101 as ucf101_prompts
 from videogen.evaluation.evaluate import Networks, Request, evaluate
-from videogen.evaluation.production import Production, Team, load_pipeline, team
-from videogen.evaluation.videos import Sampling, read_prompts
+from videogen.evaluation.fidelity import opencv
+from videogen.evaluation.production import VIDEOS, Production, Team, load_pipeline, team
+from videogen.evaluation.videos import Sampling, VideoFolderSamples, read_prompts
 from videogen.generation import GenerationOptions
 
 
@@ -126,7 +127,7 @@ def _production(options: argparse.Namespace) -> Production:
         seed=options.seed,
         reference=getattr(options, "reference", "generated"),
         options=GenerationOptions(
-            num_frames=options.start + (options.num_frames - 1) * options.stride + 1,
+            num_frames=getattr(options, "start", 0) + (options.num_frames - 1) * getattr(options, "stride", 1) + 1,
             temporal_factor=1,
             fps=options.fps,
             num_inference_steps=dict.fromkeys(MAX_STEPS, options.steps) if options.steps else {},
@@ -136,6 +137,38 @@ def _production(options: argparse.Namespace) -> Production:
         batch_size=options.generate_batch,
         ending="" if options.lossless else ".mp4",
     )
+
+
+def diorama(options: argparse.Namespace) -> None:
+    opencv()
+    from videogen.evaluation import diorama_benchmark as benchmark
+
+    labels, prompts = benchmark.held_out(options.count)
+
+    def work(team: Team, say: _Narrator) -> None:
+        production, folder = None, None
+        if options.true_clips is None:
+            production = _production(options)
+        else:
+            rate = options.fps or 4.0
+            folder = benchmark.true_clips(labels, options.output, options.true_clips, options.num_frames, rate, team)
+        request = Request(
+            output=options.output,
+            production=production,
+            prompts=prompts,
+            folder=folder,
+            sampling=Sampling(options.num_frames, size=None),
+            batch_size=options.batch,
+            measures=[benchmark.Agreement(labels)],
+            protocol={"benchmark": "diorama"},
+        )
+        evaluate(request, team, say)
+        if team.ranks.first:
+            videos = VideoFolderSamples(options.output / VIDEOS, request.sampling)
+            if benchmark.picture_failures(labels, prompts.texts, videos, options.output):
+                say(f"note: failures are in {options.output / 'failures.png'}")
+
+    _run(options, work)
 
 
 def interpolation(options: argparse.Namespace) -> None:
