@@ -24,7 +24,7 @@ from videogen.config import UserError
 from videogen.data.cuts import CutDetector
 from videogen.data.loader import derive_seed
 from videogen.models.ifrnet import IFRNet, Interpolation, backward_warp, enlarge_flow
-from videogen.models.pretrained import COMPONENTS, load_component, load_components, pipeline_folder
+from videogen.models.pretrained import COMPONENTS, load_components, pipeline_folder
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 from videogen.pipeline import DEFAULT_STEPS
@@ -71,18 +71,12 @@ class Restorer:
     ) -> Restorer:
         """The parts of a pipeline folder, a hub id or "mini" that are needed. options: `seed`, `tile`, ... Raises UserError."""
         folder = pipeline_folder(str(model))
-        parts: dict[str, Any] = {
-            "vae": load_component(AutoencoderKL, folder, "vae").to(dtype),
-            "video_decoder": load_component(VideoDecoder, folder, "video_decoder").to(dtype),
-        }
-        if interpolates:
-            index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-            names = ("latent_flow", "refiner", "scheduler")
-            loaded = load_components(folder, index, dtype, given=dict.fromkeys(COMPONENTS.keys() - set(names)))
-            parts |= {name: loaded[name] for name in names}
-            if parts["latent_flow"] is None:
-                raise UserError(f"{folder} has no latent_flow: train it and assemble again")
-        return cls(**parts, **options)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        names = {"vae", "video_decoder"} | ({"latent_flow", "refiner", "scheduler"} if interpolates else set())
+        loaded = load_components(folder, index, dtype, given=dict.fromkeys(COMPONENTS.keys() - names))
+        if interpolates and loaded["latent_flow"] is None:
+            raise UserError(f"{folder} has no latent_flow: train it and assemble again")
+        return cls(**{name: loaded[name] for name in names}, **options)
 
     def to(self, device: torch.device | str) -> Restorer:
         """The same, with its networks moved."""

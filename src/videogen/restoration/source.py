@@ -110,8 +110,15 @@ class Source:
             if pixels is None:
                 break
             waiting = pixels, pts
-        if not index:
+        if waiting is None:
             raise UserError(f"{self.path}: no frame in it can be decoded")
+        self._compare_with_headers(waiting[1] + last)
+
+    def _compare_with_headers(self, end: int) -> None:
+        """Note where the picture ends long before the headers say: a file that broke off, or audio that goes on alone."""
+        seconds, promised = float(end * self.time_base), (self.container.duration or 0) / av.time_base
+        if promised - seconds > max(0.25, 3 / float(self.rate)):
+            self.notes.append(f"its picture ends after {seconds:.1f} s of the {promised:.1f} s in its headers")
 
     def _decoded(self) -> Iterator[av.VideoFrame | av.Packet]:
         for packet in self.container.demux(self.stream, *self.audio):
