@@ -10,6 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
+from videogen.restoration.source import ACCURATE
+
 
 def pictures(count: int, height: int = 24, width: int = 32, seed: int = 0) -> np.ndarray:
     """Smooth frames of one shot that slide: uint8 (F, H, W, 3). Other seeds look quite different."""
@@ -50,7 +52,8 @@ def write(
             kind = {1: "gray", 3: "rgb24", 4: "rgba"}[pixels.shape[-1]]
             frame = av.VideoFrame.from_ndarray(pixels, format=kind)
             matrix = {9: 9, 1: 1}.get(tags[0], 5)
-            frame = frame.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=tags[1] or 1)
+            exact: Any = {"interpolation": ACCURATE}
+            frame = frame.reformat(format=pix_fmt, dst_colorspace=matrix, dst_color_range=tags[1] or 1, **exact)
             frame.pts, frame.time_base = index * step if times is None else times[index], time_base
             output.mux(stream.encode(frame))
         output.mux(stream.encode())

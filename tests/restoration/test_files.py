@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from fractions import Fraction
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_variable_times_come_in_and_go_out_exactly(tmp_path: Path) -> None:
     assert [frame.pts for frame in frames] == uneven
     assert [frame.duration for frame in frames][:-1] == list(np.diff(uneven))
     copy(path, tmp_path / "b.mp4", factor=2)
-    expected = [Fraction(2 * a + index * (b - a), 25600) for a, b in zip(uneven, uneven[1:], strict=False) for index in (0, 1)]
+    expected = [Fraction(2 * a + index * (b - a), 25600) for a, b in itertools.pairwise(uneven) for index in (0, 1)]
     assert times(tmp_path / "b.mp4")[:10] == expected
 
 
@@ -68,7 +69,9 @@ def test_duration_and_rate_stay_what_they_were(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "kept", [(1, 1, 1, 1), (1, 2, 1, 1), (5, 1, 5, 5), (6, 2, 6, 6), (2, 0, 2, 2)], ids=["709", "709 full", "601", "jpeg", "none"]
+    "kept",
+    [(1, 1, 1, 1), (1, 2, 1, 1), (5, 1, 5, 5), (6, 2, 6, 6), (2, 0, 2, 2)],
+    ids=["709", "709 full", "601", "jpeg", "none"],
 )
 def test_colours_and_their_tags_stay(tmp_path: Path, kept: tuple[int, ...]) -> None:
     pixels = pictures(3)

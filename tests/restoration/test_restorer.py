@@ -107,7 +107,9 @@ def test_noise_follows_the_seed_and_the_place_in_the_video(restorer: Restorer) -
 def test_enhance_gives_each_frame_once_at_its_time(restorer: Restorer) -> None:
     given = frames(pictures(7, 25, 31))
     found = list(restorer.enhance(given))
-    assert [(each.pts, each.duration, each.pixels.shape) for each in found] == [(f.pts, f.duration, f.pixels.shape) for f in given]
+    assert [(each.pts, each.duration, each.pixels.shape) for each in found] == [
+        (f.pts, f.duration, f.pixels.shape) for f in given
+    ]
 
 
 def test_a_still_video_stays_still(restorer: Restorer) -> None:
@@ -132,7 +134,9 @@ def test_tiles_of_space_are_close_to_the_whole_and_those_that_fit_are_the_whole(
 
 def test_a_file_through_the_command_line(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = write(tmp_path / "a.mp4", np.concatenate([pictures(4, 26, 34), pictures(3, 26, 34, seed=1)]), sound="aac")
-    assert cli.main(["interpolate", str(path), "-o", str(tmp_path / "b.mkv"), "--factor", "4", "--model", str(tiny_folder)]) == 0
+    assert (
+        cli.main(["interpolate", str(path), "-o", str(tmp_path / "b.mkv"), "--factor", "4", "--model", str(tiny_folder)]) == 0
+    )
     assert cli.main(["enhance", str(path), "-o", str(tmp_path / "c.mov"), "--model", str(tiny_folder), "--tile", "64"]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'b.mkv'}\n{tmp_path / 'c.mov'}\n"
     assert sound_of(tmp_path / "b.mkv") == sound_of(tmp_path / "c.mov") == sound_of(path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,7 @@ def add_commands(commands: Any, whole: Whole) -> None:
         add("-o", "--output", required=True, metavar="OUT", help="a .mp4, .mov, .mkv or .webm")
         if name == "interpolate":
             add("--factor", type=int, choices=(2, 4, 8), default=2, help="so many times the frames (default 2)")
+            add("--no-refiner", action="store_true", help="warp only; closer to the truth on real video with mini")
             add("--seed", type=whole(0, 2**63 - 1), default=0, help="default 0")
         add("--model", default="mini", help='"mini" (default, comes with the package), a pipeline folder, or a hub id')
         add("--tile", type=whole(64, 8192), default=512, metavar="N", help="pixels a side computed at once (default 512)")
@@ -44,7 +46,7 @@ def add_commands(commands: Any, whole: Whole) -> None:
         add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
         add("--overwrite", action="store_true", help="replace an output that exists")
         add("--quiet", action="store_true", help="no progress")
-        parser.set_defaults(run=_run, factor=1 if name == "enhance" else 2, seed=0)
+        parser.set_defaults(run=_run, factor=1 if name == "enhance" else 2, seed=0, no_refiner=False)
 
 
 def _run(options: argparse.Namespace) -> None:
@@ -76,10 +78,23 @@ def _restore(options: argparse.Namespace) -> list[str]:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     restorer = Restorer.from_pretrained(
-        options.model, interpolates=options.factor > 1, dtype=getattr(torch, options.dtype), seed=options.seed, tile=options.tile
+        options.model,
+        interpolates=options.factor > 1,
+        dtype=getattr(torch, options.dtype),
+        seed=options.seed,
+        tile=options.tile,
     ).to(device)
+    if options.no_refiner:
+        restorer = dataclasses.replace(restorer, refiner=None)
     command = "enhance" if options.factor == 1 else "interpolate"
-    asked = {"command": command, "factor": options.factor, "seed": options.seed, "tile": options.tile, "dtype": options.dtype}
+    asked: dict[str, Any] = {
+        "command": command,
+        "factor": options.factor,
+        "seed": options.seed,
+        "tile": options.tile,
+        "dtype": options.dtype,
+    }
+    asked["refiner"] = restorer.refiner is not None
     with _Bar(options.quiet) as bar:
         common: dict[str, Any] = {
             "note": {**asked, **describe_model(options.model)},

@@ -1,7 +1,7 @@
 """Temporal super-resolution (3.3) and the video decoder (3.4) on a stream of real frames, of any size and length.
 
-One code path: frames -> latents -> `passes` passes of temporal super-resolution (none: enhance) -> video decoder -> frames. Frames
-are taken in blocks of a shot that see a few frames more on each side; noise belongs to a frame's place in the video. So what is
+One code path: frames -> latents -> passes of temporal super-resolution (none: enhance) -> video decoder -> frames. Frames are
+taken in blocks of a shot that see a few frames more on each side, and noise belongs to a frame's place in the video. So what is
 in memory is bounded, and where blocks begin hardly shows.
 """
 

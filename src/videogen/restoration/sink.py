@@ -13,7 +13,7 @@ import numpy as np
 
 from videogen.config import UserError
 from videogen.files import reason
-from videogen.restoration.source import FULL, Source
+from videogen.restoration.source import ACCURATE, FULL, Source
 
 ENDINGS = (".mp4", ".mov", ".mkv", ".webm")
 _CONTAINERS = {".mp4": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "webm"}
@@ -87,7 +87,7 @@ class Sink:
         frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(pixels), format=kind)
         colour = self.source.colour
         options: dict[str, Any] = {"dst_colorspace": colour.scaler_matrix, "dst_color_range": colour.range}
-        frame = frame.reformat(format=self._format, src_color_range=FULL, **options)
+        frame = frame.reformat(format=self._format, src_color_range=FULL, interpolation=ACCURATE, **options)
         frame.pts, frame.time_base = pts, self.time_base
         self._durations[pts] = duration
         self._mux(self._stream.encode(frame))

@@ -21,6 +21,7 @@ MAX_PIXELS = 1 << 25  # of a frame
 BT601, BT709 = 5, 1
 MATRICES = {1: 1, 4: 4, 5: 5, 6: 5, 7: 7, 9: 9, 10: 9}  # AVColorSpace -> swscale's number; what is untagged counts as BT.601
 LIMITED, FULL = 1, 2
+ACCURATE = 0x4 | 0x2000 | 0x4000 | 0x40000  # swscale: bicubic, full chroma, accurate rounding; its default darkens by a level
 FLATTENED = "its transparency is laid over white: the output has none"
 NO_SUBTITLES = "its subtitles are left out"
 INTERLACED = "it is interlaced, which the networks do not know: deinterlace it first for a clean result"
@@ -131,8 +132,8 @@ class Source:
         """Upright RGB of the size of the first frame, by the source's own matrix and range."""
         kind = "rgba" if self._alpha else "rgb48le" if self.colour.bits > 8 else "rgb24"
         width, height = self._size
-        options: dict[str, Any] = {"src_colorspace": self.colour.scaler_matrix, "src_color_range": self.colour.range}
-        pixels = frame.reformat(width, height, kind, dst_color_range=FULL, **options).to_ndarray()
+        colours: dict[str, Any] = {"src_colorspace": self.colour.scaler_matrix, "src_color_range": self.colour.range}
+        pixels = frame.reformat(width, height, kind, dst_color_range=FULL, interpolation=ACCURATE, **colours).to_ndarray()
         if self._alpha:
             opaque = pixels[..., 3:].astype(np.float32) / 255
             pixels = np.rint(pixels[..., :3] * opaque + 255 * (1 - opaque)).astype(np.uint8)
