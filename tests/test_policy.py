@@ -25,6 +25,7 @@ LAYERS = (
     {"models", "diffusion"},
     {"stages", "data"},
     {"pipeline", "training", "generation"},
+    {"restoration"},
     {"evaluation"},
     {"web"},
     {"cli"},

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import videogen
 from videogen.config import MAX_STEPS, UserError
 from videogen.evaluation.commands import add_commands
+from videogen.restoration.commands import add_commands as add_restoration
 
 if TYPE_CHECKING:
     from videogen.generation import GenerationOptions, Job
@@ -88,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_train(commands)
     _add_assemble(commands)
     _add_prepare(commands)
+    add_restoration(commands, _whole)  # interpolate, enhance
     add_commands(commands, _whole, _real)  # evaluate, study
     return parser
 

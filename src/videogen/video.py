@@ -193,10 +193,13 @@ def _parse_note(text: str | bytes) -> dict[str, Any]:
 # Writing
 
 
-def check_output(path: str | Path, overwrite: bool = False, *, endings: tuple[str, ...] = VIDEO_ENDINGS) -> None:
+def check_output(
+    path: str | Path, overwrite: bool = False, *, endings: tuple[str, ...] = VIDEO_ENDINGS, note: bool = True
+) -> None:
     """Can a video with provenance be written there? To be asked before the work begins.
 
-    endings: what may be written there; "" stands for a folder, named without an ending or with a final "/".
+    endings: what may be written there; "" stands for a folder, named without an ending or with a final "/". note: does the
+    JSON of a video come beside it?
     Raises UserError on an unknown ending, something already there (unless `overwrite`) or a place that cannot be written.
     """
     place = _place(path)
@@ -205,7 +208,7 @@ def check_output(path: str | Path, overwrite: bool = False, *, endings: tuple[st
         or_folder = ' or a folder of PNGs (a name without an ending, or with a final "/")' if "" in endings else ""
         raise UserError(f"{path}: unknown ending {_ending(path)!r}; use {known}{or_folder}")
     _check_free(path, overwrite)
-    if _ending(path) in VIDEO_ENDINGS and _ending(path):
+    if note and _ending(path) in VIDEO_ENDINGS and _ending(path):
         _check_note_free(note_path(path), overwrite)
     with staging(place) as folder:
         (folder / place.name).touch()

@@ -22,13 +22,13 @@ import numpy as np
 
 from videogen.config import DataConfig, UserError
 from videogen.data.clips import Clip
+from videogen.data.cuts import HISTOGRAM_CUT, find_cuts, histogram_changes
 from videogen.files import DECODER_ERRORS, open_regular, reason
 
 DEMUXERS = {".mp4": "mp4", ".m4v": "mp4", ".mov": "mov", ".mkv": "matroska", ".webm": "matroska", ".avi": "avi"}
 MAX_PIXELS = 8192 * 4320  # of a source frame
 MAX_DECODED = 20_000  # frames decoded for one clip: a guard against files without key frames or sane timestamps
 MAX_TEXT = 1 << 20  # bytes of a caption file
-CUT = 0.5  # share of pixels that change histogram bin between neighbouring frames at a scene cut
 TRIES = 4  # places tried in a video for a clip without a cut; then the one with the smallest change is taken
 
 
@@ -246,7 +246,7 @@ def _cut_out(video: _Blob, data: DataConfig, rng: np.random.Generator) -> tuple[
             change = _largest_change(frames)
             if best is None or change < best[0]:
                 best = change, frames, fps
-            if change < CUT:
+            if change < HISTOGRAM_CUT:
                 break
     assert best is not None
     return best[1], best[2]
@@ -309,7 +309,5 @@ def _square(frame: av.VideoFrame, size: int) -> np.ndarray:
 
 
 def _largest_change(frames: np.ndarray) -> float:
-    """0 .. 1: the largest share of pixels that change their bin in the luma histogram from one frame to the next."""
-    luma = frames.reshape(len(frames), -1, 3).mean(axis=2) // 16  # 16 bins
-    histograms = np.stack([np.bincount(row.astype(np.int64), minlength=16) for row in luma]) / luma.shape[1]
-    return float(np.abs(np.diff(histograms, axis=0)).sum(axis=1).max(initial=0.0) / 2)
+    """0 .. 1: how much the histogram changes from one frame to the next at most; 1 where a scene cut is found."""
+    return 1.0 if find_cuts(frames) else float(histogram_changes(frames).max(initial=0.0))

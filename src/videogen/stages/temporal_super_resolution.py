@@ -18,10 +18,12 @@ from torch import Tensor
 from videogen import diffusion
 from videogen.config import UserError
 from videogen.models.ifrnet import IFRNet
-from videogen.models.unet import VideoUNet
 
 Middle = Callable[[Tensor], Tensor]
 """Latents (B, N, C, h, w) -> coarse new frames (B, N-1, C, h, w) half-way between neighbours: what Fig. 6 varies."""
+
+Refiner = Callable[..., Tensor]
+"""The refining VideoUNet, or a function called like it: (noisy, timestep, fps=, condition=) -> its output."""
 
 
 def middle_frames(flow_network: IFRNet, latents: Tensor) -> Tensor:
@@ -86,13 +88,14 @@ def upsample_time(
     latents: Tensor,
     *,
     middle: Middle,
-    refiner: VideoUNet | None,
+    refiner: Refiner | None,
     scheduler: Any,
     fps: Tensor,
     generators: list[torch.Generator],
     num_steps: int = 4,
     strength: float = 0.5,
     window: int = 16,
+    noise: Tensor | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """One pass: scaled latents (B, N, C, h, w) -> (B, 2N-1, C, h, w), the given frames unchanged at the even positions.
@@ -103,8 +106,9 @@ def upsample_time(
     `diffusion.sample`, called `num_steps` times.
 
     window: the refiner denoises at most so many new frames at once, which bounds memory; windows are as equal as can be. Noise
-    is drawn for the whole pass at once, sample i from `generators[i]`, so the window does not alter randomness. Temporal
-    layers do not reach across windows: only the given frame at a seam is seen from both sides.
+    is drawn for the whole pass at once, sample i from `generators[i]`, so the window does not alter randomness; or it is given,
+    as `noise` (B, N-1, C, h, w). Temporal layers do not reach across windows: only the given frame at a seam is seen from both
+    sides.
     """
     if latents.shape[1] < 2:
         return latents
@@ -113,7 +117,7 @@ def upsample_time(
         condition = refiner_condition(new, latents[:, :-1], latents[:, 1:])
         refined = diffusion.sample(
             _in_windows(refiner, condition, fps, window),
-            diffusion.randn(tuple(new.shape), generators, like=new),
+            diffusion.randn(tuple(new.shape), generators, like=new) if noise is None else noise,
             scheduler,
             num_steps,
             generators=generators,
@@ -125,7 +129,7 @@ def upsample_time(
     return interleave(latents, new)
 
 
-def _in_windows(refiner: VideoUNet, condition: Tensor, fps: Tensor, window: int) -> diffusion.Predict:
+def _in_windows(refiner: Refiner, condition: Tensor, fps: Tensor, window: int) -> diffusion.Predict:
     """The refiner as a function of noise and timestep, applied to as few and as equal windows of time as fit."""
     if window < 1:
         raise ValueError(f"window must be at least 1 frame, not {window}")
