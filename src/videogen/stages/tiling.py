@@ -50,9 +50,9 @@ def tiled(
                 total = found.new_zeros(*found.shape[:-2], *size, dtype=torch.float32)
                 weights = total.new_zeros(*size)
             weight = _ramp(rows, row, scale, total)[:, None] * _ramp(columns, column, scale, total)
-            place = tuple(slice(*(round(edge * scale) for edge in span)) for span in (rows[row], columns[column]))
-            total[(..., *place)] += found * weight
-            weights[place] += weight
+            down, right = (slice(*(round(edge * scale) for edge in span)) for span in (rows[row], columns[column]))
+            total[..., down, right] += found * weight
+            weights[down, right] += weight
     return (total / weights).to(x.dtype)
 
 
