@@ -65,7 +65,7 @@ def super_resolve(
     generators: list[torch.Generator],
     *,
     num_steps: int,
-    strength: float = 0.5,
+    strength: float = 0.3,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w).
