@@ -20,8 +20,8 @@ from videogen.config import UserError  # noqa: E402
 from videogen.data.diorama import VOCABULARY  # noqa: E402
 from videogen.data.prepare import write_tokenizer  # noqa: E402
 from videogen.generation import GenerationOptions, Job, Reference, describe_model, generate, make_jobs  # noqa: E402
+from videogen.models.folders import mini_scheduler  # noqa: E402
 from videogen.models.ifrnet import IFRNet  # noqa: E402
-from videogen.models.pretrained import mini_scheduler  # noqa: E402
 from videogen.models.unet import VideoUNet  # noqa: E402
 from videogen.models.video_decoder import VideoDecoder  # noqa: E402
 from videogen.pipeline import VideoGenPipeline  # noqa: E402

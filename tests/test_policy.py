@@ -24,7 +24,7 @@ LAYERS = (
     {"config", "files", "video"},
     {"models", "diffusion"},
     {"stages", "data"},
-    {"pipeline", "training", "generation"},
+    {"pipeline", "training", "generation", "commands_init"},
     {"restoration"},
     {"evaluation"},
     {"web"},

@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers import AutoencoderKL, PNDMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.utils import logging as diffusers_logging
 from torch import Tensor, nn
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPTextModel
 from transformers.utils import logging as transformers_logging
 
 from videogen.data.clips import ClipBatch
 from videogen.data.diorama import ATTRIBUTES, Diorama
 from videogen.data.prepare import write_tokenizer
+from videogen.models.folders import assemble
 from videogen.models.ifrnet import IFRNet
-from videogen.models.pretrained import assemble, load_tokenizer
+from videogen.models.pretrained import load_tokenizer
 from videogen.models.unet import VideoUNet
 from videogen.models.video_classifier import VideoClassifier
 from videogen.models.video_decoder import VideoDecoder
@@ -112,6 +113,35 @@ def write_runs(runs: Path) -> None:
     }
     for name, network in networks.items():
         alive(network).save_pretrained(runs / name / "network")
+
+
+def write_stable_diffusion(folder: Path, *, version: int = 1, **changes: Any) -> Path:
+    """A small Stable Diffusion 1.x or 2.x folder as diffusers writes it; changes: of the unet's arguments."""
+    write_tokenizer(folder / "text" / "tokenizer")
+    tokenizer = load_tokenizer(folder / "text")
+    marks = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    text = {**CLIP_TOWER, **marks, "vocab_size": len(tokenizer), "max_position_embeddings": tokenizer.model_max_length}
+    second = {"use_linear_projection": True, "attention_head_dim": [1, 2], "upcast_attention": True} if version == 2 else {}
+    torch.manual_seed(version)
+    pipeline = StableDiffusionPipeline(
+        vae=alive(AutoencoderKL(**{**IMAGE_CODER, "mid_block_add_attention": True})),
+        text_encoder=alive(CLIPTextModel(CLIPTextConfig(**text))),
+        tokenizer=tokenizer,
+        unet=alive(UNet2DConditionModel(**{"sample_size": 8, **UNET, **second, **changes})),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+            prediction_type="v_prediction" if version == 2 else "epsilon",
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    pipeline.save_pretrained(folder / "sd")
+    return folder / "sd"
 
 
 def write_pipeline(folder: Path) -> Path:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import videogen
+from videogen.commands_init import add_init
 from videogen.config import MAX_STEPS, UserError
 from videogen.evaluation.commands import add_commands
 from videogen.restoration.commands import add_commands as add_restoration
@@ -86,6 +87,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"videogen {videogen.__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     _add_generate(commands)
+    add_init(commands)
     _add_train(commands)
     _add_assemble(commands)
     _add_prepare(commands)
@@ -343,7 +345,7 @@ def _add_assemble(commands: Any) -> None:
 def _assemble(arguments: argparse.Namespace) -> None:
     if not Path(arguments.runs).is_dir():
         raise UserError(f"there is no folder {arguments.runs}")
-    from videogen.models.pretrained import assemble
+    from videogen.models.folders import assemble
 
     missing = assemble(Path(arguments.runs), Path(arguments.output), arguments.dtype, arguments.image_model)
     print(f"{arguments.output}: {'complete' if not missing else 'still without ' + ', '.join(missing)}")

@@ -14,7 +14,8 @@ from transformers import CLIPTextModel
 
 from tiny import UNET, alive, randn, write_runs
 from videogen.config import UserError
-from videogen.models.pretrained import COMPONENTS, assemble, load_component, load_network, load_text, pipeline_folder
+from videogen.models.folders import assemble
+from videogen.models.pretrained import COMPONENTS, load_component, load_network, load_text, pipeline_folder
 from videogen.models.unet import VideoUNet
 from videogen.pipeline import VideoGenPipeline
 

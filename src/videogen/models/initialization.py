@@ -33,6 +33,15 @@ def is_new_in_video(name: str) -> bool:
     return any(part.startswith("temporal") for part in name.split(".")) or name.startswith("fps_embedding.")
 
 
+def why_new(name: str) -> str:
+    """Why a tensor of a video network has no source, and how it starts."""
+    if name.startswith("fps_embedding."):
+        return "frame rate embedding (3.2), its last layer zero"
+    if ".temporal_attention." in name:
+        return "temporal attention (3.2), its last projection zero"
+    return "temporal convolution (3.2), the identity"
+
+
 def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitReport:
     """Copy the source's tensors into `network` in place and report what happened.
 

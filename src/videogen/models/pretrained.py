@@ -1,4 +1,4 @@
-"""Everything that names external weights: frozen parts for training, and the pipeline folder put together from runs.
+"""Everything that names external weights: frozen parts for training, and the components of a pipeline folder.
 
 Weights are safetensors only. A folder that lacks a file, a tensor or a finite value is refused in one line.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import shutil
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import Path
@@ -67,7 +66,7 @@ def load_network(
         with quiet():
             network, info = cls.from_pretrained(folder, subfolder=subfolder or "", **options)  # type: ignore[attr-defined]
     except LOADING_ERRORS as error:
-        raise UserError(f"cannot load {cls.__name__} from {folder}: {_first_line(error)}") from None
+        raise UserError(f"cannot load {cls.__name__} from {folder}: {first_line(error)}") from None
     wrong = {kind: sorted(map(str, info.get(kind) or [])) for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")}
     if cls is CLIPTextModel:  # a whole CLIP's weights will do
         wrong["unexpected_keys"] = [name for name in wrong["unexpected_keys"] if not name.startswith(CLIP_BESIDE_TEXT)]
@@ -87,12 +86,12 @@ def _check_config(folder: Path) -> None:
         try:
             table = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise UserError(f"{folder} has no readable config.json ({_first_line(error)})") from None
+            raise UserError(f"{folder} has no readable config.json ({first_line(error)})") from None
         if not isinstance(table, dict):
             raise UserError(f"{folder}: config.json holds no table")
 
 
-def _first_line(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """The first sentence of an error's text."""
     line = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return line.split(". ")[0].removesuffix(".")
@@ -108,7 +107,7 @@ def network_class(folder: str | Path) -> type[nn.Module]:
     try:
         name = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))["_class_name"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder} does not hold a network: {_first_line(error)}; train it first") from None
+        raise UserError(f"{folder} does not hold a network: {first_line(error)}; train it first") from None
     known: dict[str, type[nn.Module]] = {cls.__name__: cls for cls in (VideoUNet, UNet2DConditionModel)}
     if name not in known:
         raise UserError(f"{folder} holds {name}; a video network starts from {' or '.join(known)}")
@@ -134,7 +133,7 @@ def load_tokenizer(model: str | Path) -> Any:
     try:
         tokenizer = CLIPTokenizer.from_pretrained(folder, **where)
     except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot load the tokenizer of {model}: {_first_line(error)}") from None
+        raise UserError(f"cannot load the tokenizer of {model}: {first_line(error)}") from None
     if len(tokenizer) < 100:
         raise UserError(f"the tokenizer of {model} knows only {len(tokenizer)} tokens: its vocabulary file is missing")
     return tokenizer
@@ -145,7 +144,7 @@ def load_scheduler(model: str | Path) -> DDIMScheduler:
     try:
         return DDIMScheduler.from_pretrained(model, subfolder="scheduler")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the scheduler of {model}: {_first_line(error)}") from None
+        raise UserError(f"cannot load the scheduler of {model}: {first_line(error)}") from None
 
 
 COMPONENTS: Mapping[str, tuple[str, type]] = {
@@ -168,80 +167,6 @@ IMAGE_MODEL = ("tokenizer", "text_encoder", "vae", "unet", "scheduler")
 """Components that the paper takes ready-made: Stable Diffusion's own, by the same names."""
 
 
-def assemble(runs: Path, output: Path, dtype: str = "float16", image_model: str | None = None) -> list[str]:
-    """Put what has been trained under `runs` so far into one pipeline folder `output`, weights in `dtype`; replaces it whole.
-
-    image_model: Stable Diffusion folder or hub id that gives the components of IMAGE_MODEL; None: they were trained under
-    `runs` too, as mini's are. Returns the names of components that are still missing: later runs read the earlier ones from
-    the folder. Raises UserError.
-    """
-    made_here = [name for name in COMPONENTS if name != "scheduler" and (image_model is None or name not in IMAGE_MODEL)]
-    missing = [name for name in made_here if not (runs / COMPONENTS[name][0]).is_dir()]
-    if len(missing) > len(COMPONENTS) - 3:
-        raise UserError(f"nothing to assemble in {runs}: train at least the text encoder and the autoencoder first")
-    if output.exists() and not (output / "model_index.json").is_file():
-        raise UserError(f"{output} exists and is not a pipeline folder; choose another output")
-    stage, old = (output.with_name(f".{output.name}.{what}") for what in ("partial", "old"))
-    try:
-        for folder in (stage, old):
-            shutil.rmtree(folder, ignore_errors=True)
-        _write_components(runs, stage, dtype, image_model, [name for name in COMPONENTS if name not in missing])
-        if output.exists():
-            output.rename(old)
-        stage.rename(output)
-        shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
-        raise UserError(f"cannot write {output}: {error.strerror or error}") from None
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-    return missing
-
-
-def _write_components(runs: Path, stage: Path, dtype: str, image_model: str | None, names: list[str]) -> None:
-    index: dict[str, Any] = {"_class_name": "VideoGenPipeline", "_diffusers_version": diffusers.__version__}
-    for name in names:
-        place, cls = COMPONENTS[name]
-        if image_model is not None and name in IMAGE_MODEL:
-            part = _part_of_image_model(image_model, name, cls)
-        elif name == "scheduler":
-            part = mini_scheduler()
-        else:
-            part = load_tokenizer(runs) if name == "tokenizer" else load_network(cls, runs / place)
-        with quiet():
-            if isinstance(part, nn.Module):
-                part = part.to(getattr(torch, dtype))
-            part.save_pretrained(stage / name)
-        library = cls.__module__.split(".")[0]
-        index[name] = [cls.__module__ if library == "videogen" else library, cls.__name__]
-    if image_model is None:
-        index |= MINI_GUIDANCE
-    (stage / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _part_of_image_model(model: str, name: str, cls: type) -> Any:
-    if name == "tokenizer":
-        return load_tokenizer(model)
-    return load_scheduler(model) if name == "scheduler" else load_component(cls, model, name)
-
-
-MINI_GUIDANCE = {"guidance_scale": 2.0, "guidance_rescale": 0.7}
-"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR (docs/log.md)."""
-
-
-def mini_scheduler() -> DDIMScheduler:
-    """Mini's noise schedule (ours): Stable Diffusion's betas at zero terminal SNR, velocity prediction (Lin et al. 2024)."""
-    return DDIMScheduler(
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="v_prediction",
-        rescale_betas_zero_snr=True,
-        timestep_spacing="trailing",
-        clip_sample=False,
-        set_alpha_to_one=True,
-    )
-
-
 def pipeline_folder(name: str) -> Path:
     """Where a VideoGen pipeline lies: "mini" (inside the package), a folder, or a hub id (downloaded).
 
@@ -249,18 +174,27 @@ def pipeline_folder(name: str) -> Path:
     """
     folder = Path(str(resources.files("videogen") / "pretrained" / "mini")) if name == "mini" else Path(name)
     if not folder.exists():
-        try:
-            patterns = ["*.json", "*.safetensors", "*.txt"]
-            folder = Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
-        except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-            raise UserError(f"{name} is neither a folder nor a hub id that can be reached: {_first_line(error)}") from None
+        folder = download(name, ["*.json", "*.safetensors", "*.txt"])
+    if read_index(folder, "a VideoGen folder").get("_class_name") != "VideoGenPipeline":
+        raise UserError(f"{folder} is not a VideoGen folder: its model_index.json names another pipeline")
+    return folder
+
+
+def download(name: str, patterns: list[str]) -> Path:
+    """The files of a hub id that match `patterns`, in the hub's own cache. Raises UserError."""
+    try:
+        return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+        raise UserError(f"{name} is neither a folder nor a hub id that can be reached: {first_line(error)}") from None
+
+
+def read_index(folder: Path, what: str) -> dict[str, Any]:
+    """The table of a folder's model_index.json. Raises UserError: the folder is not `what`."""
     try:
         table = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{folder} is not a VideoGen folder: no readable model_index.json ({_first_line(error)})") from None
-    if not isinstance(table, dict) or table.get("_class_name") != "VideoGenPipeline":
-        raise UserError(f"{folder} is not a VideoGen folder: its model_index.json names another pipeline")
-    return folder
+        raise UserError(f"{folder} is not {what}: no readable model_index.json ({first_line(error)})") from None
+    return table if isinstance(table, dict) else {}
 
 
 def load_components(folder: Path, index: Mapping[str, Any], dtype: torch.dtype, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -308,4 +242,4 @@ def load_any_scheduler(folder: Path, class_name: str) -> Any:
     try:
         return scheduler.from_pretrained(folder, subfolder="scheduler")
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot load the scheduler of {folder}: {_first_line(error)}") from None
+        raise UserError(f"cannot load the scheduler of {folder}: {first_line(error)}") from None
