@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 pytest.importorskip("cv2")
 pytest.importorskip("torch")
@@ -55,6 +56,9 @@ def test_without_an_object_none_is_seen() -> None:
     for frames in (np.full((16, 64, 64, 3), 128, np.uint8), np.zeros((2, 32, 32, 3), np.uint8)):
         reading = check(frames, 4.0)
         assert (reading.colour, reading.shape, reading.motion, reading.speed) == (None,) * 4
+    for seed in range(3):  # what an untrained network makes: clouds of colour
+        small = np.random.default_rng(seed).integers(0, 256, (4, 6, 6, 3)).astype(np.uint8)
+        check(np.stack([np.asarray(Image.fromarray(frame).resize((64, 64))) for frame in small]), 4.0)
     noise = check(np.random.default_rng(0).integers(0, 256, (8, 64, 64, 3)).astype(np.uint8), 4.0)
     assert noise.shape is None
 

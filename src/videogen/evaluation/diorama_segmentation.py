@@ -167,6 +167,13 @@ def _seeds(small: Array) -> tuple[Array, Array]:
     return strength.reshape(*maps.shape[:2], SEEDS), place.reshape(*maps.shape[:2], SEEDS, 3)
 
 
+def _likely(strength: Array, share: float) -> Array:
+    """Which blobs, best first, are at least so strong as this share of the best; the best one always."""
+    good = strength >= share * strength[0]
+    good[0] = True
+    return good
+
+
 def recognise(frames: Array, strength: Array, place: Array, light: float) -> tuple[str, str, Array]:
     """Colour, shape and how well each colour and shape matches (colours, shapes): in a few frames, added up.
 
@@ -181,7 +188,7 @@ def recognise(frames: Array, strength: Array, place: Array, light: float) -> tup
     for index in likely:
         known = templates(COLOURS[index], *COARSE, light)
         for row, frame in enumerate(chosen):
-            good = strength[frame, index] > 0.4 * strength[frame, index, 0]
+            good = _likely(strength[frame, index], 0.4)
             scores, found[index, row] = search(views[index][row], place[frame, index][good], known)
             total[index] += np.maximum(scores, 0.0)
     pairs = np.argsort(-total, axis=None)[:4]
@@ -210,7 +217,7 @@ def track(frames: Array, times: Array, light: float) -> Track:
     index, looks = COLOURS.index(colour), look(pictures, colour)
     pose, quality = np.zeros((len(frames), 4)), np.zeros(len(frames))
     for frame, picture in enumerate(looks):
-        good = strength[frame, index] >= 0.6 * strength[frame, index, 0]
+        good = _likely(strength[frame, index], 0.6)
         _, found = search(picture, place[frame, index][good], coarse)
         _, pose[frame], quality[frame] = refine(picture, found[SHAPES.index(shape)], fine)
     _mend(looks, times, pose, quality, fine)

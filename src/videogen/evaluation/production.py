@@ -65,7 +65,7 @@ class Production:
 
     def describe(self) -> dict[str, Any]:
         """For the protocol fingerprint: all that another model would have to be asked in the same way."""
-        shared = asdict(self.options)
+        shared = json.loads(json.dumps(asdict(self.options)))  # lists, as they come back from a file
         return {"seed": self.seed, "reference": self.reference, "stored_as": self.ending.strip(".") or "png", **shared}
 
     def jobs(self, prompts: Sequence[str]) -> list[Job]:
