@@ -15,8 +15,8 @@ CLIPS = Path(__file__).parents[3] / "shared" / "data" / "clips"
 
 
 def test_cuts_are_where_shots_change() -> None:
-    shots = [pictures(count, 54, 96, seed) for count, seed in ((5, 0), (1, 1), (7, 2))]
-    assert find_cuts(np.concatenate(shots)) == [5, 6]
+    shots = [pictures(count, 54, 96, seed) for count, seed in ((5, 0), (6, 1), (7, 2))]
+    assert find_cuts(np.concatenate(shots)) == [5, 11]
 
 
 def test_a_still_and_a_fade_have_none() -> None:

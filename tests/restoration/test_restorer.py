@@ -12,22 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from tiny import CODER, alive, randn
 from video_files import pictures, sound_of, write
 from videogen import cli
 from videogen.config import UserError
-from videogen.models.video_decoder import VideoDecoder
 from videogen.restoration.restorer import Output, Restorer
 from videogen.restoration.run import interpolate_video
 from videogen.restoration.source import Frame, open_source
 from videogen.stages.decoding import decode_video
 
-LEVELS = 255
-
 
 @pytest.fixture(scope="module")
 def restorer(tiny_folder: Path) -> Restorer:
     return Restorer.from_pretrained(tiny_folder)
+
+
+@pytest.fixture(scope="module")
+def mini() -> Restorer:
+    """Trained networks, where a statement is about how much they see of each other's surroundings."""
+    return Restorer.from_pretrained("mini")
 
 
 def frames(pixels: np.ndarray, step: int = 2, begin: int = 0) -> list[Frame]:
@@ -71,29 +73,28 @@ def test_nothing_is_put_into_a_long_pause(restorer: Restorer) -> None:
     assert not np.array_equal(interpolate(restorer, given, max_gap=100)[5].pixels, given[2].pixels)
 
 
-def test_blocks_hardly_show(restorer: Restorer) -> None:
-    """Blocks of 5 or 8 frames instead of one: temporal attention sees other frames, so equality is not exact."""
-    given = frames(pictures(21))
-    whole = interpolate(dataclasses.replace(restorer, window=32), given, 4)
-    for window in (5, 8):
-        parts = interpolate(dataclasses.replace(restorer, window=window), given, 4)
-        assert np.abs(pixels_of(parts) - pixels_of(whole)).mean() < 0.5
-        assert [frame.pts for frame in parts] == [frame.pts for frame in whole]
-    assert np.array_equal(pixels_of(interpolate(restorer, given, 4)), pixels_of(interpolate(restorer, given, 4)))
+def test_blocks_hardly_show(mini: Restorer, restorer: Restorer) -> None:
+    """Blocks of 5 frames instead of one: temporal layers see other frames; no pixel moves by more than a level or two."""
+    given = frames(pictures(12, 32, 32))
+    whole, parts = (interpolate(dataclasses.replace(mini, window=window), given) for window in (16, 5))
+    assert np.abs(pixels_of(parts) - pixels_of(whole)).max() <= 2
+    assert [frame.pts for frame in parts] == [frame.pts for frame in whole]
+    one, again = (pixels_of(interpolate(restorer, given[:4])) for _ in range(2))
+    assert np.array_equal(one, again)
 
 
 def test_frames_are_taken_as_they_are_needed(restorer: Restorer) -> None:
     taken: list[int] = []
 
     def stream() -> Iterator[Frame]:
-        for frame in frames(pictures(60)):
+        for frame in frames(pictures(40)):
             taken.append(frame.index)
             yield frame
 
     found = restorer.interpolate(stream(), 2, fps=8, max_gap=100)
     next(found)
     assert len(taken) <= restorer.window + 4
-    assert sum(1 for _ in found) == 119
+    assert sum(1 for _ in found) == 79
 
 
 def test_noise_follows_the_seed_and_the_place_in_the_video(restorer: Restorer) -> None:
@@ -112,24 +113,23 @@ def test_enhance_gives_each_frame_once_at_its_time(restorer: Restorer) -> None:
     ]
 
 
-def test_a_still_video_stays_still(restorer: Restorer) -> None:
-    """New frames between equal ones: what the refiner adds is all there may be."""
-    still = frames(np.repeat(pictures(1), 5, axis=0))
-    found = interpolate(dataclasses.replace(restorer, refiner=None), still)
-    assert np.abs(pixels_of(found) - still[0].pixels).mean() < 2
+def test_a_still_video_stays_still(mini: Restorer) -> None:
+    """New frames between equal ones; what the refiner adds to them is its own affair."""
+    still = frames(np.repeat(pictures(1, 48, 64), 4, axis=0))
+    found = interpolate(dataclasses.replace(mini, refiner=None), still)
+    assert np.abs(pixels_of(found) - still[0].pixels).max() <= 2
 
 
 @torch.no_grad()
-def test_tiles_of_space_are_close_to_the_whole_and_those_that_fit_are_the_whole() -> None:
-    """Without a context all that differs is a tile's own border and its statistics, which are shared."""
-    decoder = alive(VideoDecoder(**CODER), scale=0.02)
-    smooth = torch.nn.functional.interpolate(randn(3, 4, 4, 6), size=(40, 60), mode="bicubic")[None]
-    whole = decode_video(decoder, smooth, tile=None)
-    assert torch.equal(decode_video(decoder, smooth, tile=60), whole)
-    tiles = decode_video(decoder, smooth, tile=40)
-    spread = whole.std()
-    assert (tiles - whole).square().mean().sqrt() < 0.05 * spread
-    assert not torch.equal(tiles, whole)
+def test_tiles_of_space_are_within_a_level_of_the_whole_and_those_that_fit_are_the_whole(mini: Restorer) -> None:
+    """What differs is a tile's own border, and the statistics of its norms, which tiles share."""
+    latents = mini._encode(pictures(1, 192, 256)[0])[None, None]  # 48x64 of them
+    whole = decode_video(mini.video_decoder, latents, tile=None)
+    assert torch.equal(decode_video(mini.video_decoder, latents, tile=64), whole)
+    for tile in (32, 48):
+        assert (decode_video(mini.video_decoder, latents, tile=tile) - whole).abs().max() * 127.5 < 1
+    layers = [layer for layer in mini.video_decoder.modules() if isinstance(layer, torch.nn.GroupNorm)]
+    assert all("forward" not in vars(layer) for layer in layers)  # the networks are as they were
 
 
 def test_a_file_through_the_command_line(tmp_path: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

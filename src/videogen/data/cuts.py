@@ -9,8 +9,9 @@ import numpy as np
 from PIL import Image
 
 HISTOGRAM_CUT = 0.5  # share of pixels that change their bin: a cut whatever came before
-RESIDUAL_CUT = 0.1  # mean change of a pixel, 1 being black to white, below which nothing is a cut by its residual
-SURPRISE = 3.0  # and so many times the largest of the changes before
+FADE = 0.03  # mean change of a pixel, 1 being black to white, below which that is a fade
+RESIDUAL_CUT = 0.1  # mean change of a pixel that is a cut
+SURPRISE = 2.4  # where it is so many times the largest of the changes before
 MEMORY = 4  # changes that are remembered
 SIZE = (96, 54)  # width and height at which frames are compared
 
@@ -25,8 +26,8 @@ def histogram_changes(frames: np.ndarray) -> np.ndarray:
 class CutDetector:
     """Tells, frame by frame, where a new shot begins. It looks back only, so it serves streams too.
 
-    A cut changes the histogram by half, or changes pixels by a tenth and three times as much as any of the last changes did: a
-    whip pan changes as much, but so did the frames before it.
+    A cut changes the histogram by half, or changes pixels by a tenth and far more than any of the last changes did: a whip pan
+    changes as much, but so did the frames before it.
     """
 
     def __init__(self) -> None:
@@ -40,13 +41,11 @@ class CutDetector:
         if before is None:
             return False
         residual = float(np.abs(small.astype(np.int16) - before).mean() / 255)
-        usual = max(self._changes, default=0.0)
-        cut = bool(histogram_changes(np.stack([before, small]))[0] >= HISTOGRAM_CUT)
-        cut = cut or (residual >= RESIDUAL_CUT and residual >= SURPRISE * usual)
-        if cut:
-            self._changes.clear()
-        else:
-            self._changes.append(residual)
+        change = histogram_changes(np.stack([before, small]))[0]
+        cut = bool(change >= HISTOGRAM_CUT and residual >= FADE)
+        if self._changes:
+            cut = cut or (residual >= RESIDUAL_CUT and residual >= SURPRISE * max(self._changes))
+        self._changes.append(residual)
         return cut
 
 

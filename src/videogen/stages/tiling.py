@@ -50,9 +50,9 @@ def tiled(
                 total = found.new_zeros(*found.shape[:-2], *size, dtype=torch.float32)
                 weights = total.new_zeros(*size)
             weight = _ramp(rows, row, scale, total)[:, None] * _ramp(columns, column, scale, total)
-            down, right = (slice(*(round(edge * scale) for edge in span)) for span in (rows[row], columns[column]))
-            total[..., down, right] += found * weight
-            weights[down, right] += weight
+            tall, wide = (slice(*(round(edge * scale) for edge in span)) for span in (rows[row], columns[column]))
+            total[..., tall, wide] += found * weight
+            weights[tall, wide] += weight
     return (total / weights).to(x.dtype)
 
 
