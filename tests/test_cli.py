@@ -46,6 +46,8 @@ BAD_GENERATE = [
     ([PROMPT, "-o", "a.mp4", "--base-steps", "1001"], "--base-steps: must be"),
     ([PROMPT, "-o", "a.mp4", "--guidance-scale", "nan"], "--guidance-scale: must be"),
     ([PROMPT, "-o", "a.mp4", "--guidance-scale", "inf"], "--guidance-scale: must be"),
+    ([PROMPT, "-o", "a.mp4", "--scheduler", "pndm"], "--scheduler: invalid choice"),
+    ([PROMPT, "-o", "a.mp4", "--reference-model", "sd", "--reference", "none"], "--reference-model makes the reference"),
     ([PROMPT, "-o", "a.mp4", "--device", "tpu"], "--device: invalid choice"),
     ([PROMPT, "-o", "a.mp4", "--dtype", "int8"], "--dtype: invalid choice"),
     ([PROMPT, "-o", "a.mp4", "--step", "3"], "unrecognized arguments"),

@@ -12,6 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -94,6 +95,73 @@ def test_a_perfect_denoiser_samples_the_distribution_it_knows(name: str) -> None
     drawn = diffusion.sample(exact(scheduler), randn(2, 10_000, dtype=torch.float64), scheduler, 100)
     assert drawn.mean().item() == pytest.approx(MEAN, abs=0.05)
     assert drawn.std().item() == pytest.approx(SPREAD, rel=0.05)
+
+
+ZERO_SNR = ddim(prediction_type="v_prediction", rescale_betas_zero_snr=True, set_alpha_to_one=True)  # as mini's
+BY_CONVENTION = {
+    "DDIM": DDIMScheduler,
+    "DPM-Solver++": DPMSolverMultistepScheduler,
+    "UniPC": UniPCMultistepScheduler,
+    "Euler": EulerDiscreteScheduler,
+}
+
+
+@pytest.mark.parametrize("start", [False, True], ids=["from noise", "from a start"])
+@pytest.mark.parametrize("name", BY_CONVENTION)
+def test_schedulers_are_exchanged_by_diffusers_convention_at_zero_terminal_snr(name: str, start: bool) -> None:
+    """Nothing of the signal is left in the noise here: the mean is exact, the spread as good as a first-order step is.
+
+    125 and 250 divide 1000: diffusers' DDIM steps by the whole part of 1000 / steps, and ends off its mark otherwise."""
+    scheduler = BY_CONVENTION[name].from_config(ZERO_SNR.config)
+    assert scheduler.alphas_cumprod[-1] < 1e-6
+    given = {"start": MEAN + SPREAD * randn(2, 10_000, seed=1, dtype=torch.float64), "strength": 0.5} if start else {}
+    predict = exact(ZERO_SNR, "v_prediction")
+    drawn = diffusion.sample(predict, randn(2, 10_000, dtype=torch.float64), scheduler, 125, **given)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert drawn.std().item() == pytest.approx(SPREAD, rel=0.05)
+
+
+def consistency(scheduler: Any) -> diffusion.Predict:
+    """What a perfectly distilled network outputs (noise prediction): the end of the probability flow through x_t.
+
+    For N(MEAN, SPREAD^2) it keeps the place within the distribution: x_0 = m + d (x_t - a m) / sqrt(a^2 d^2 + s^2).
+    """
+    table = scheduler.alphas_cumprod.double()
+
+    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+        abar = table[timestep.long()].view(-1, 1)
+        place = (noisy - abar.sqrt() * MEAN) / (abar * SPREAD**2 + 1 - abar).sqrt()
+        return (noisy - abar.sqrt() * (MEAN + SPREAD * place)) / (1 - abar).sqrt()
+
+    return predict
+
+
+@pytest.mark.parametrize("given", [{}, {"start": MEAN, "strength": 0.5}], ids=["from noise", "from a start"])
+def test_lcm_samples_the_distribution_that_its_network_was_distilled_for(given: dict[str, Any]) -> None:
+    """From a start too narrow, the renoising between steps widens it: half-way only the mean is sure."""
+    scheduler = LCMScheduler.from_config(SCHEDULERS["DDIM"].config)
+    noise = randn(2, 10_000, dtype=torch.float64)
+    options = {**given, "start": torch.full_like(noise, MEAN)} if given else {}
+    drawn = diffusion.sample(consistency(scheduler), noise, scheduler, 4, generators=generators(1, 2), **options)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.05)
+    assert drawn.std().item() == pytest.approx(SPREAD, rel=0.3 if given else 0.05)
+
+
+def test_steps_that_a_scheduler_refuses_are_told_in_one_line() -> None:
+    with pytest.raises(UserError, match="LCMScheduler cannot take 60 steps") as refused:
+        diffusion.sample(lambda x, t: x, randn(1, 2), LCMScheduler(**SD), 60)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("name", BY_CONVENTION)
+def test_training_noises_as_ddim_does_whichever_scheduler_samples(name: str) -> None:
+    clean, noise, timesteps = randn(3, 2, 4), randn(3, 2, 4, seed=1), torch.tensor([3, 500, 900])
+    reference = ddim(prediction_type="v_prediction")
+    scheduler = BY_CONVENTION[name].from_config(reference.config)
+    noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
+    assert torch.equal(noisy, reference.add_noise(clean, noise, timesteps))
+    target = diffusion.training_target(scheduler, clean, noise, timesteps)
+    assert torch.equal(target, reference.get_velocity(clean, noise, timesteps))
 
 
 @pytest.mark.parametrize("kind", TYPES)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
 from PIL import Image
 from torch import Tensor
 
-from tiny import TEXT, generators, randn
-from videogen.config import UserError
+from tiny import TEXT, generators, randn, write_stable_diffusion
+from videogen.config import SCHEDULERS, UserError
+from videogen.models.pretrained import load_image_pipeline, other_scheduler
 from videogen.pipeline import VideoGenOutput, VideoGenPipeline
 
 CLOSE: dict[str, Any] = {"rtol": 0, "atol": 1e-3}  # for other batches: convolutions may pick another algorithm
@@ -145,6 +148,25 @@ def test_an_image_takes_the_place_of_the_generated_one(tiny_pipe: VideoGenPipeli
         assert make(tiny_pipe, image=odd).frames.isfinite().all()
 
 
+def test_any_text_to_image_pipeline_makes_the_reference(tiny_pipe: VideoGenPipeline, tmp_path: Path) -> None:
+    """Its pictures are those it makes by itself, each from its video's generator; afterwards it is gone."""
+    folder = write_stable_diffusion(tmp_path)
+    model = load_image_pipeline(folder)
+    model.scheduler = DDIMScheduler.from_config(model.scheduler.config, clip_sample=False)
+    prompts = [PROMPT, "a box"]
+    alone = [model(text, generator=source).images[0] for text, source in zip(prompts, generators(0, 1), strict=True)]
+    given = make(tiny_pipe, prompts, generator=generators(0, 1), reference_model=model)
+    assert [np.array_equal(a, b) for a, b in zip(given.reference, alone, strict=True)] == [True, True]
+    model.scheduler.save_pretrained(folder / "scheduler")
+    del model
+    index = folder / "model_index.json"
+    index.write_text(index.read_text().replace("PNDMScheduler", "DDIMScheduler"))
+    loaded = make(tiny_pipe, prompts, generator=generators(0, 1), reference_model=str(folder))
+    assert torch.equal(loaded.frames, given.frames)
+    gc.collect()
+    assert not [item for item in gc.get_objects() if type(item) is StableDiffusionPipeline]
+
+
 def test_one_image_serves_all_videos_and_several_their_prompts(tiny_pipe: VideoGenPipeline) -> None:
     one, other = (Image.effect_noise((32, 32), 80).convert("RGB") for _ in range(2))
 
@@ -177,6 +199,16 @@ def test_guidance_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeli
     without = {"use_reference": False, "num_inference_steps": {"base": 2}, "temporal_factor": 1}
     unguided = [make(tiny_pipe, guidance_scale=1, negative_prompt=text, **without).frames for text in ("", "a box")]
     torch.testing.assert_close(*unguided, **CLOSE)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_are_exchanged(tiny_pipe: VideoGenPipeline, name: str) -> None:
+    options = {key: tiny_pipe.config[key] for key in ("guidance_scale", "guidance_rescale")}
+    pipe = VideoGenPipeline(**{**tiny_pipe.components, "scheduler": other_scheduler(tiny_pipe.scheduler, name)}, **options)
+    found = make(pipe, num_inference_steps=2).frames
+    assert found.isfinite().all()
+    assert torch.equal(make(pipe, num_inference_steps=2).frames, found)
+    assert torch.equal(found, make(tiny_pipe, num_inference_steps=2).frames) == (name == "ddim")
 
 
 def test_latents_may_be_decoded_later(tiny_pipe: VideoGenPipeline, plain: Tensor) -> None:
@@ -243,6 +275,13 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"image": torch.zeros(3, 32, 32)}, "must be finite and"),
     ({"image": torch.full((1, 3, 32, 32), torch.nan)}, "must be finite and"),
     ({"image": Image.new("L", (4, 4)), "use_reference": False}, "use_reference=False takes no image"),
+    ({"reference_model": "sd", "use_reference": False}, "takes no image and no reference_model"),
+    ({"reference_model": "sd", "image": Image.new("L", (4, 4))}, "leave the image out"),
+    (
+        {"reference_model": "sd", "prompt": None, "prompt_embeds": EMBEDS, "negative_prompt_embeds": EMBEDS},
+        "the prompt as text",
+    ),
+    ({"reference_model": "no/such/folder"}, "no/such/folder is no text-to-image pipeline of diffusers"),
     ({"latents": torch.zeros(5, 4, 8, 8)}, "latents must be finite and .N, F, 4, h, w., not .5, 4, 8, 8."),
     ({"latents": torch.zeros(1, 0, 4, 8, 8)}, "latents must be finite"),
     ({"latents": torch.full((1, 2, 4, 8, 8), torch.inf)}, "latents must be finite"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import videogen
 from videogen.commands_init import add_init
-from videogen.config import MAX_STEPS, UserError
+from videogen.config import MAX_STEPS, SCHEDULERS, UserError
 from videogen.evaluation.commands import add_commands
 from videogen.restoration.commands import add_commands as add_restoration
 
@@ -112,6 +112,7 @@ def _add_generate(commands: Any) -> None:
         "--reference", default="generated", metavar="WHAT",
         help='"generated" from the prompt (default), "none", or an image file (./none for a file of such a name)',
     )  # fmt: skip
+    add("--reference-model", metavar="MODEL", help="a text-to-image folder or hub id of diffusers that makes the reference")
     add("--negative-prompt", metavar="TEXT", help="what the video should not show")
     add("--seed", type=_whole(0, 2**63 - 1), default=0, help="default 0")
     add("--num-videos", type=_whole(1, 10_000), default=1, metavar="N", help="videos a prompt (default 1)")
@@ -122,6 +123,7 @@ def _add_generate(commands: Any) -> None:
     for stage in MAX_STEPS:
         flag = stage.replace("_", "-")
         add(f"--{flag}-steps", type=_whole(1, MAX_STEPS[stage]), metavar="N", help=f"of the {flag} stage alone")
+    add("--scheduler", choices=tuple(SCHEDULERS), help="takes the steps (default: the model's; lcm: for distilled models)")
     add("--guidance-scale", type=_real(0, 100), metavar="X", help="how hard to follow the prompt; 1 is off")
     add(
         "--guidance-rescale",
@@ -151,11 +153,17 @@ def _generate(arguments: argparse.Namespace) -> None:
 
 def _make_videos(arguments: argparse.Namespace, jobs: list[Job], options: GenerationOptions, outputs: list[str]) -> None:
     _import_libraries(arguments)
-    from videogen.generation import describe_model, generate
+    from videogen.generation import describe_model, generate, with_references
+    from videogen.models.pretrained import other_scheduler
     from videogen.pipeline import VideoGenPipeline
     from videogen.video import write_video
 
+    if arguments.reference_model is not None:
+        names = {"dtype": arguments.dtype, "device": _device(arguments)}
+        jobs = with_references(jobs, arguments.reference_model, options.negative_prompt, **names)
     pipe = _load(VideoGenPipeline, arguments)
+    if arguments.scheduler is not None:
+        pipe.scheduler = other_scheduler(pipe.scheduler, arguments.scheduler)
     origin = describe_model(arguments.model)
     with _Progress(len(jobs), arguments.quiet) as progress:
         for job, video in generate(pipe, jobs, options, origin=origin, on_step=progress.step):
@@ -173,6 +181,8 @@ def _checked_request(arguments: argparse.Namespace) -> tuple[list[Job], Generati
         raise UserError('no prompt: videogen generate "a red ball bounces over a meadow" -o ball.mp4')
     if not all(prompt.strip() for prompt in prompts):
         raise UserError("the prompt is empty: say what the video shows")
+    if arguments.reference_model is not None and arguments.reference != "generated":
+        raise UserError("--reference-model makes the reference: leave --reference out")
     from videogen.generation import GenerationOptions, Reference, make_jobs
     from videogen.video import check_output
 
@@ -256,10 +266,13 @@ def _import_libraries(arguments: argparse.Namespace) -> None:
 def _load(pipeline_class: Any, arguments: argparse.Namespace) -> Any:
     import torch
 
-    device = arguments.device
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    return pipeline_class.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).to(device)
+    return pipeline_class.from_pretrained(arguments.model, dtype=getattr(torch, arguments.dtype)).to(_device(arguments))
+
+
+def _device(arguments: argparse.Namespace) -> str:
+    import torch
+
+    return ("cuda" if torch.cuda.is_available() else "cpu") if arguments.device == "auto" else str(arguments.device)
 
 
 class _Progress:

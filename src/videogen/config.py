@@ -27,6 +27,15 @@ class UserError(ValueError):
 MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 300, "refiner": 500}
 """Denoising steps that a stage can take of a schedule of 1000: super-resolution and refiner start part-way."""
 
+SCHEDULERS: Mapping[str, str] = {
+    "ddim": "DDIMScheduler",
+    "dpm-solver++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "lcm": "LCMScheduler",
+}
+"""Names of the command line -> classes of diffusers, each tried (tests/test_diffusion.py)."""
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -176,6 +185,15 @@ class VideoClassifierOptions:
     clean: float = 0.3  # share of clips that are shown as they are; the others are spoiled
 
 
+@dataclass(frozen=True)
+class LoraOptions:
+    """Train low-rank adapters of some layers (Hu et al. 2022) and leave the network as it is; needs peft."""
+
+    rank: int = 16
+    alpha: float = 16.0  # the adapters' output counts alpha / rank
+    targets: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")  # layers whose names end so; temporal attention's too
+
+
 Options = (
     TextEncoderOptions
     | AutoencoderOptions
@@ -208,6 +226,7 @@ class TrainConfig:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     loop: LoopConfig = field(default_factory=LoopConfig)
+    lora: LoraOptions | None = None  # None: the whole network is trained
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, in the layout of a recipe."""

@@ -45,8 +45,12 @@ def video_noise(shape: tuple[int, ...], generators: list[torch.Generator], share
 
 
 def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """q(x_t | x_0): sqrt(abar_t) clean + sqrt(1 - abar_t) noise (DDPM, equation 4). Tensors (B, ...), timesteps (B,)."""
-    return scheduler.add_noise(clean, noise, timesteps)
+    """q(x_t | x_0): sqrt(abar_t) clean + sqrt(1 - abar_t) noise (DDPM, equation 4). Tensors (B, ...), timesteps (B,).
+
+    For any scheduler: its own `add_noise` may work in other units (Euler's does), the networks are trained in these.
+    """
+    signal, sigma = signal_and_noise(scheduler, timesteps, clean)
+    return signal * clean + sigma * noise
 
 
 def training_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
@@ -55,7 +59,8 @@ def training_target(scheduler: Any, clean: Tensor, noise: Tensor, timesteps: Ten
     if kind == "epsilon":
         return noise
     if kind == "v_prediction":
-        return scheduler.get_velocity(clean, noise, timesteps)
+        signal, sigma = signal_and_noise(scheduler, timesteps, clean)
+        return signal * noise - sigma * clean
     if kind == "sample":
         return clean
     raise ValueError(f"unknown prediction type {kind!r}")
@@ -144,7 +149,10 @@ def sample(
         schedule = scheduler.config.num_train_timesteps
         fitting = int(schedule * (strength if start is not None else 1))
         raise UserError(f"at most {fitting} steps fit into the last {strength:g} of a schedule of {schedule}, not {num_steps}")
-    scheduler.set_timesteps(whole, device=noise.device)
+    try:
+        scheduler.set_timesteps(whole, device=noise.device)
+    except ValueError as error:  # LCM takes no more steps than it was distilled with
+        raise UserError(f"{type(scheduler).__name__} cannot take {whole} steps: {str(error).splitlines()[0]}") from None
     if len(scheduler.timesteps) != whole:
         name, calls = type(scheduler).__name__, len(scheduler.timesteps)
         raise UserError(f"{name} makes {calls} calls for {whole} steps; use a scheduler that makes one a step, such as DDIM")

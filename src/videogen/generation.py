@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,6 +106,26 @@ def make_jobs(prompts: Sequence[str], seed: int, num_videos: int, reference: Ref
     return [Job(prompt, seed + index, index, reference) for index, prompt in enumerate(repeated)]
 
 
+def with_references(
+    jobs: Sequence[Job], model: str, negative_prompt: str | None, *, dtype: str = "float32", device: str = "cpu"
+) -> list[Job]:
+    """The same jobs with reference images by another text-to-image pipeline of diffusers, freed again (3.1).
+
+    model: its folder or hub id. dtype: a name of torch's. The picture of a job follows from its prompt and seed. Raises
+    UserError.
+    """
+    import torch
+
+    from videogen.stages.reference_image import images_of_model
+
+    sources = [torch.Generator("cpu").manual_seed(job.seed) for job in jobs]
+    negatives = [negative_prompt or ""] * len(jobs)
+    pictures = images_of_model(
+        model, [job.prompt for job in jobs], negatives, sources, dtype=getattr(torch, dtype), device=device
+    )
+    return [replace(job, reference=Reference(model, picture)) for job, picture in zip(jobs, pictures, strict=True)]
+
+
 def generate(
     pipe: VideoGenPipeline,
     jobs: Sequence[Job],
@@ -177,7 +197,12 @@ def _provenance(
         "negative_prompt": shared.pop("negative_prompt"),
         "seed": job.seed,
         "reference": job.reference.describe(),
-        "options": {**shared, "device": str(pipe.device), "dtype": str(pipe.dtype).removeprefix("torch.")},
+        "options": {
+            **shared,
+            "scheduler": type(pipe.scheduler).__name__,
+            "device": str(pipe.device),
+            "dtype": str(pipe.dtype).removeprefix("torch."),
+        },
         "video": {"frames": shape[0], "height": shape[1], "width": shape[2], "fps": fps},
         "versions": _versions(),
         **origin,

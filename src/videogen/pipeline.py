@@ -19,6 +19,7 @@ from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from videogen.config import MAX_STEPS, Guidance, UserError
+from videogen.models.adapters import PipelineAdapters
 from videogen.models.ifrnet import IFRNet
 from videogen.models.pretrained import load_components, pipeline_folder, quiet
 from videogen.models.unet import VideoUNet
@@ -27,7 +28,7 @@ from videogen.stages import temporal_super_resolution as tsr
 from videogen.stages.cascade import generate_base, reference_latents, super_resolve
 from videogen.stages.conditions import encode_text
 from videogen.stages.decoding import decode_video, num_windows
-from videogen.stages.reference_image import generate_reference, image_to_tensor
+from videogen.stages.reference_image import generate_reference, image_to_tensor, images_of_model
 
 _OPTIONS = {"base_fps": (0.001, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1)}
 """What model_index.json may say beside the components, and from where to where."""
@@ -44,7 +45,7 @@ class VideoGenOutput(BaseOutput):
     reference: list[Image.Image] | None
 
 
-class VideoGenPipeline(DiffusionPipeline):
+class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
     """The whole of VideoGen. Components may be None where a call does not need them (`unet` with an image given, say)."""
 
     model_cpu_offload_seq = (
@@ -135,7 +136,7 @@ class VideoGenPipeline(DiffusionPipeline):
             warnings.warn(
                 f"a prompt is longer than the {length} tokens the text encoder reads; the rest is left out", stacklevel=2
             )
-        states = encode_text(self.tokenizer, self.text_encoder, texts)
+        states = encode_text(self.tokenizer, self.text_encoder, texts, self._execution_device)
         prompt_embeds, negative_prompt_embeds = states.chunk(2)
         return prompt_embeds, negative_prompt_embeds
 
@@ -162,26 +163,31 @@ class VideoGenPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         use_reference: bool = True,
+        reference_model: Any = None,
         callback_on_step_end: Callable[[Any, int, Tensor, dict[str, Any]], dict[str, Any]] | None = None,
     ) -> VideoGenOutput | tuple[Any, float, list[Image.Image] | None]:
         """Generate videos.
 
         prompt, negative_prompt: one or B texts, or `prompt_embeds` and `negative_prompt_embeds` (B, L, D) instead. image: the
         reference, one or B pictures of any size or (B, 3, H, W) in [-1, 1], instead of a generated one; `use_reference=False`:
-        none at all. height, width: pixels; default: what the networks were made for. num_frames: of the cascade;
-        temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second of the *result*,
-        > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping with keys of
-        DEFAULT_STEPS. guidance_scale, guidance_rescale (default: the model's), guidance_interval: see `config.Guidance`; they
-        act on the reference image and the base network. generator: one, or one a video. latents: finished latents
-        (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or "latent".
+        none at all. reference_model: a text-to-image pipeline of diffusers, or its folder or hub id (freed before the cascade
+        runs), that makes it in place of `unet`. height, width: pixels; default: what the networks were made for. num_frames:
+        of the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
+        of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
+        with keys of DEFAULT_STEPS. guidance_scale, guidance_rescale (default: the model's), guidance_interval: see
+        `config.Guidance`; they act on the reference image and the base network. generator: one, or one a video. latents:
+        finished latents (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or
+        "latent".
         callback_on_step_end(pipeline, step, timestep, {}) after each step, counted over all stages. Returns VideoGenOutput, or
         with return_dict=False a tuple of its fields. Raises UserError.
         """
         run = _Run(
             self, height, width, num_frames, temporal_factor, fps, num_inference_steps, callback_on_step_end, output_type
         )
-        if image is not None and not use_reference:
-            raise UserError("use_reference=False takes no image: leave one of them out")
+        if not use_reference and (image is not None or reference_model is not None):
+            raise UserError("use_reference=False takes no image and no reference_model: leave one of them out")
+        if reference_model is not None and (image is not None or prompt is None):
+            raise UserError("reference_model makes the image from a prompt: leave the image out, and give the prompt as text")
         self._guidance = Guidance(
             self.config.guidance_scale if guidance_scale is None else guidance_scale,
             self.config.guidance_rescale if guidance_rescale is None else guidance_rescale,
@@ -191,6 +197,8 @@ class VideoGenPipeline(DiffusionPipeline):
         if latents is None:
             text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
             generators = _generators(generator, len(text) // 2)
+            if reference_model is not None:
+                image = self._images_of(reference_model, prompt, negative_prompt, generators)
             run.plan(generate=use_reference and image is None)
             reference = run.reference_image(text, image, generators) if use_reference else None  # 3.1
             latents = run.cascade(text, reference, generators)  # 3.2
@@ -235,6 +243,15 @@ class VideoGenPipeline(DiffusionPipeline):
             raise UserError(f"prompt_embeds and negative_prompt_embeds must both be (B, L, D), not {shapes[0]} and {shapes[1]}")
         embeds = [negative_prompt_embeds, prompt_embeds]
         return torch.cat([part.repeat_interleave(videos, dim=0) for part in embeds]).to(self._execution_device)
+
+    def _images_of(self, model: Any, prompt: Any, negative: Any, generators: list[torch.Generator]) -> list[Image.Image]:
+        """A picture for each video, by another text-to-image pipeline."""
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        negatives = negative if isinstance(negative, list) else [negative or ""] * len(prompts)
+        videos = len(generators) // len(prompts)
+        prompts, negatives = ([text for text in texts for _ in range(videos)] for texts in (prompts, negatives))
+        self.stage = "reference image"
+        return images_of_model(model, prompts, negatives, generators, dtype=self.vae.dtype, device=self._execution_device)
 
 
 class _Run:
@@ -288,8 +305,10 @@ class _Run:
         return latents.to(self.pipeline._execution_device, self.pipeline.video_decoder.dtype)
 
     def stage(self, name: str) -> Callable[[int, Tensor], None]:
-        """Name the stage that begins; returns its `on_step`."""
+        """Name the stage that begins; returns its `on_step`. Under model offload, what the stages before held is put away."""
         self.pipeline.stage = name
+        for hook in getattr(self.pipeline, "_all_hooks", ()):
+            hook.offload()
 
         def on_step(index: int, timestep: Tensor) -> None:
             self.done += 1

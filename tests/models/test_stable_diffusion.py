@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from tiny import UNET, generators, randn, write_stable_diffusion
 from videogen import cli
 from videogen.config import UserError, read_recipe
-from videogen.models.pretrained import COMPONENTS
+from videogen.models.pretrained import COMPONENTS, other_scheduler
 from videogen.models.stable_diffusion import REPORT, describe, initialize_folder, refiner_arguments, unet_arguments
 from videogen.models.unet import VideoUNet
 from videogen.pipeline import VideoGenPipeline
@@ -80,6 +80,8 @@ def test_the_folder_makes_videos_whose_networks_are_the_image_networks(made: Mad
     torch.testing.assert_close(pipe.video_decoder(latents), frames, rtol=0, atol=1e-4)
     assert (pipe.size, pipe.base.config.sample_size) == ((32, 32), 2)
     assert isinstance(pipe.scheduler, DDIMScheduler)
+    assert not pipe.scheduler.config.clip_sample  # latents are no pixels
+    assert not other_scheduler(EulerDiscreteScheduler(), "ddim").config.clip_sample
     written = json.loads((source / "scheduler" / "scheduler_config.json").read_text())
     assert {key: pipe.scheduler.config[key] for key in ("beta_start", "steps_offset", "prediction_type")} == {
         key: written[key] for key in ("beta_start", "steps_offset", "prediction_type")

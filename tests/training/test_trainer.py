@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import os
@@ -17,7 +18,7 @@ import torch
 from safetensors.torch import load_file
 from toy import Denoise, ToyClips, ToyNetwork, recipe
 
-from videogen.config import DataConfig, OptimizerConfig, UserError
+from videogen.config import DataConfig, LoraOptions, OptimizerConfig, TrainConfig, UserError
 from videogen.data.loader import clip_index, first_clips, load_batches
 from videogen.training.trainer import ema_decay, learning_rate, run, update_ema
 
@@ -56,7 +57,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(tmp_path_factory.mktemp("whole"), {"adversary": True})
 
 
-def interrupt_after(steps: int, output: Path) -> None:
+def interrupt_after(steps: int, output: Path, config: TrainConfig, **task: Any) -> None:
     """Stop a run as the signal does, at a step that is no multiple of `save_every`."""
 
     class Impatient(ToyClips):
@@ -70,12 +71,12 @@ def interrupt_after(steps: int, output: Path) -> None:
 
     torch.manual_seed(1)
     with pytest.raises(SystemExit) as stopped:
-        run(recipe(), Denoise(adversary=True), Impatient(), output)
+        run(config, Denoise(**task), Impatient(), output)
     assert stopped.value.code == 130
 
 
 def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Path) -> None:
-    interrupt_after(3, tmp_path)
+    interrupt_after(3, tmp_path, recipe(), adversary=True)
     assert [path.name for path in sorted((tmp_path / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
     assert not (tmp_path / "network").exists()
     train(tmp_path, {"adversary": True})
@@ -84,6 +85,33 @@ def test_interrupted_and_resumed_equals_uninterrupted(whole: Path, tmp_path: Pat
     assert_equal(state(tmp_path, 6), tensors)
     assert rows(tmp_path) == rows(whole)
     assert [row["step"] for row in rows(whole)] == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_lora_run_trains_and_saves_the_adapter_alone_and_resumes(tmp_path: Path) -> None:
+    lora = LoraOptions(rank=2, alpha=4.0, targets=("first", "last"))
+    config, whole = dataclasses.replace(recipe(), lora=lora), tmp_path / "whole"
+    torch.manual_seed(1)
+    run(config, Denoise(), ToyClips(), whole)
+    names = {f"{layer}.lora_{half}" for layer in ("first", "last") for half in "AB"}
+    kept = [name.removeprefix("network/") for name in state(whole, 6) if name.startswith("network/")]
+    assert {name.removesuffix(".default.weight") for name in kept} == names
+    files = {path.name for path in (whole / "network").iterdir()}
+    assert files == {"pytorch_lora_weights.safetensors", "training.json"}
+    saved = load_file(whole / "network" / "pytorch_lora_weights.safetensors")
+    assert {name.removesuffix(".weight") for name in saved} == names
+    assert all(item.any() for item in saved.values())
+    network = ToyNetwork()
+    network.load_lora_adapter(whole / "network", prefix=None)
+    assert network.peft_config["default_0"].lora_alpha == 4.0
+
+    resumed = tmp_path / "resumed"
+    interrupt_after(3, resumed, config)
+    torch.manual_seed(1)
+    run(config, Denoise(), ToyClips(), resumed)
+    assert_equal(state(resumed, 6), state(whole, 6))
+    other = dataclasses.replace(config, lora=dataclasses.replace(lora, rank=3), loop=recipe(steps=7).loop)
+    with pytest.raises(UserError, match=r"lora\.rank was 2 and is 3"):
+        run(other, Denoise(), ToyClips(), whole)
 
 
 def test_a_killed_run_repeats_what_it_had_not_saved(whole: Path, tmp_path: Path) -> None:

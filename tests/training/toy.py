@@ -21,11 +21,12 @@ from torch import Tensor, nn
 
 from videogen.config import OptimizerConfig, TrainConfig, parse_train_config
 from videogen.data.clips import Clip, ClipBatch
+from videogen.models.adapters import NetworkAdapters
 from videogen.training.objectives import Objective
 from videogen.training.trainer import run
 
 
-class ToyNetwork(ModelMixin, ConfigMixin):
+class ToyNetwork(ModelMixin, ConfigMixin, NetworkAdapters):
     @register_to_config
     def __init__(self, width: int = 4) -> None:
         super().__init__()

@@ -15,6 +15,8 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from videogen.models.adapters import NetworkAdapters
+
 STRIDE = 16  # of the coarsest of the four pyramid levels
 
 
@@ -36,7 +38,7 @@ class Interpolation:
     flows: tuple[Tensor, ...]
 
 
-class IFRNet(ModelMixin, ConfigMixin):
+class IFRNet(ModelMixin, ConfigMixin, NetworkAdapters):
     """Both flows from a frame between two given ones, coarse to fine, together with a merging mask and a residual.
 
     in_channels: of a frame (3 for pixels, 4 for latents). channels: of the four pyramid levels at 1/2 .. 1/16; the default is

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from videogen.config import UserError
+from videogen.config import SCHEDULERS, UserError
 from videogen.models.ifrnet import IFRNet
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
@@ -114,6 +114,17 @@ def network_class(folder: str | Path) -> type[nn.Module]:
     return known[name]
 
 
+def load_image_pipeline(model: str | Path, dtype: torch.dtype = torch.float32) -> Any:
+    """A text-to-image pipeline of diffusers, of whichever class, from a folder or hub id. Raises UserError."""
+    try:
+        with quiet():
+            pipeline = diffusers.DiffusionPipeline.from_pretrained(model, use_safetensors=True, dtype=dtype)
+    except LOADING_ERRORS as error:
+        raise UserError(f"{model} is no text-to-image pipeline of diffusers: {first_line(error)}") from None
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def load_component(cls: type[Network], model: str | Path, name: str) -> Network:
     """Component `name` of a pipeline folder or hub id, frozen."""
     if Path(model).is_dir():
@@ -140,11 +151,23 @@ def load_tokenizer(model: str | Path) -> Any:
 
 
 def load_scheduler(model: str | Path) -> DDIMScheduler:
-    """The noise schedule of a pipeline folder or hub id, as DDIM."""
+    """The noise schedule of a pipeline folder or hub id, as DDIM.
+
+    Latents are never clipped: DDIM's default, which a file of another scheduler leaves in place, is meant for pixels.
+    """
     try:
-        return DDIMScheduler.from_pretrained(model, subfolder="scheduler")
+        return DDIMScheduler.from_pretrained(model, subfolder="scheduler", clip_sample=False)
     except (OSError, ValueError) as error:
         raise UserError(f"cannot load the scheduler of {model}: {first_line(error)}") from None
+
+
+def other_scheduler(scheduler: Any, name: str) -> Any:
+    """Scheduler `name` of `config.SCHEDULERS` with the noise schedule of `scheduler`, by diffusers' own convention."""
+    with quiet():
+        made = getattr(diffusers, SCHEDULERS[name]).from_config(scheduler.config)
+    if made.config.get("clip_sample"):  # see `load_scheduler`
+        made.register_to_config(clip_sample=False)
+    return made
 
 
 COMPONENTS: Mapping[str, tuple[str, type]] = {

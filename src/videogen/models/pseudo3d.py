@@ -21,7 +21,7 @@ class PseudoConv3d(nn.Conv2d):
     """A 2-D convolution followed by a 1-D convolution over time, kernel 3, zero padding (section 3.2).
 
     The temporal kernel starts as a Dirac: the residual is folded into its middle tap.
-    forward: x (B*F, C, H, W) -> (B*F, C', H', W').
+    forward: x (B*F, C, H, W) -> (B*F, C', H', W'); num_frames None leaves the temporal half out.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
@@ -30,8 +30,12 @@ class PseudoConv3d(nn.Conv2d):
         nn.init.dirac_(self.temporal.weight)
         nn.init.zeros_(self.temporal.bias)  # type: ignore[arg-type]
 
-    def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
+    def forward(self, x: Tensor, num_frames: int | None = 1) -> Tensor:
         x = super().forward(x)
+        return x if num_frames is None else self.over_time(x, num_frames)
+
+    def over_time(self, x: Tensor, num_frames: int) -> Tensor:
+        """The temporal half alone: (B*F, C', H', W') -> the same shape."""
         _, channels, height, width = x.shape
         video = x.permute(0, 2, 3, 1).reshape(-1, num_frames, height * width, channels)  # a view in channels_last
         video = self.temporal(video.permute(0, 3, 1, 2))  # (B, C, F, H*W)
@@ -196,7 +200,7 @@ class Transformer(nn.Module):
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """A pointwise map of (N, C, H, W), be it a 1x1 convolution (SD 1.x) or a linear layer (SD 2.x)."""
-    if isinstance(layer, nn.Conv2d):
+    if layer.weight.ndim == 4:  # not isinstance: a LoRA may be wrapped around it
         return layer(x)
     return layer(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
+from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
+from videogen.models.adapters import NetworkAdapters
 from videogen.models.pseudo3d import Downsample, KeysValues, PseudoConv3d, ResnetBlock, Transformer, Upsample
 
 Text = Tensor | list[KeysValues] | None
@@ -83,7 +85,7 @@ class UpBlock(nn.Module):
         return x
 
 
-class VideoUNet(ModelMixin, ConfigMixin):
+class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     """Pseudo-3-D denoising network (section 3.2).
 
     The configuration uses the names of `diffusers.UNet2DConditionModel`, including its quirk: `attention_head_dim` is the
@@ -158,6 +160,7 @@ class VideoUNet(ModelMixin, ConfigMixin):
     def _transformers(self) -> list[Transformer]:
         return [layer for layer in self.modules() if isinstance(layer, Transformer)]
 
+    @apply_forward_hook  # an offloaded network is fetched for this too
     def text_keys_values(self, text: Tensor) -> list[KeysValues]:
         """Keys and values of every cross-attention for token states (B, L, D): once a prompt, for all frames and steps."""
         return [layer.keys_values(text) for layer in self._transformers()]

@@ -8,6 +8,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
+from videogen.models.adapters import NetworkAdapters
 from videogen.models.pseudo3d import Attention, PseudoConv3d, ResnetBlock, TemporalAttention, Upsample
 
 
@@ -82,7 +83,7 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)), num_frames)
 
 
-class VideoDecoder(ModelMixin, ConfigMixin):
+class VideoDecoder(ModelMixin, ConfigMixin, NetworkAdapters):
     """Latents to frames (section 3.4). The configuration uses the names of `diffusers.AutoencoderKL`."""
 
     @register_to_config

@@ -10,12 +10,15 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def encode_text(tokenizer: Any, text_encoder: Any, prompts: list[str]) -> Tensor:
-    """Token states (B, L, D) of the frozen CLIP text encoder, padded and truncated to the tokenizer's length L."""
+def encode_text(tokenizer: Any, text_encoder: Any, prompts: list[str], device: torch.device | None = None) -> Tensor:
+    """Token states (B, L, D) of the frozen CLIP text encoder, padded and truncated to the tokenizer's length L.
+
+    device: where the encoder computes; default: where its weights are (they are elsewhere while it is offloaded).
+    """
     tokens = tokenizer(
         prompts, padding="max_length", truncation=True, max_length=tokenizer.model_max_length, return_tensors="pt"
     )
-    states: Tensor = text_encoder(tokens.input_ids.to(text_encoder.device)).last_hidden_state
+    states: Tensor = text_encoder(tokens.input_ids.to(device or text_encoder.device)).last_hidden_state
     return states
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import inspect
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from videogen import diffusion
-from videogen.config import Guidance
+from videogen.config import Guidance, UserError
+from videogen.models.pretrained import load_image_pipeline
 from videogen.stages.conditions import resize_frames
 from videogen.video import to_rgb
 
@@ -45,6 +49,42 @@ def generate_reference(
         on_step=on_step,
     )
     return torch.cat([autoencoder.decode(part).sample for part in latents.div(autoencoder.config.scaling_factor).split(4)])
+
+
+def images_of_model(
+    model: Any,
+    prompts: Sequence[str],
+    negative_prompts: Sequence[str],
+    generators: Sequence[torch.Generator],
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> list[Image.Image]:
+    """One picture a prompt by any text-to-image pipeline of diffusers, with its own size, steps and guidance.
+
+    model: a folder or hub id, loaded in `dtype` onto `device` and let go again before this returns; or a pipeline of the
+    caller's, with LoRAs and memory settings as they are. Pictures are made one at a time, each from its own generator. Raises
+    UserError where it makes none.
+    """
+    own = isinstance(model, str | Path)
+    pipeline = load_image_pipeline(model, dtype).to(device) if own else model
+    try:
+        takes = inspect.signature(pipeline.__call__).parameters
+        if "prompt" not in takes or "generator" not in takes:
+            raise UserError(f"{type(pipeline).__name__} makes no image of a prompt: give a text-to-image pipeline")
+        pictures = []
+        for prompt, negative, generator in zip(prompts, negative_prompts, generators, strict=True):
+            without = {"negative_prompt": negative} if negative and "negative_prompt" in takes else {}
+            images = getattr(pipeline(prompt=prompt, generator=generator, **without), "images", None)
+            if not (isinstance(images, list) and images and isinstance(images[0], Image.Image)):
+                raise UserError(f"{type(pipeline).__name__} makes no image of a prompt: give a text-to-image pipeline")
+            pictures.append(images[0])
+        return pictures
+    finally:
+        del pipeline
+        if own:
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def image_to_tensor(image: Image.Image, size: tuple[int, int]) -> Tensor:

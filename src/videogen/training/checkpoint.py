@@ -120,12 +120,17 @@ def check_recipe(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> N
 
 
 def export_network(network: nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:
-    """`network.save_pretrained` into `folder`, whole or not at all; `facts` go into its training.json."""
+    """`network.save_pretrained` into `folder`, whole or not at all; `facts` go into its training.json.
+
+    Of a network with an adapter, the adapter alone is saved.
+    """
     stage, old = (folder.with_name(f".{folder.name}.{kind}") for kind in ("partial", "old"))
     try:
         for path in (stage, old):
             shutil.rmtree(path, ignore_errors=True)
-        typing.cast(Any, network).save_pretrained(stage)
+        adapted = bool(getattr(network, "peft_config", None))
+        save = typing.cast(Any, network.save_lora_adapter if adapted else network.save_pretrained)
+        save(stage)
         _write_json(stage / "training.json", {**facts, "versions": versions()})
         for path in stage.iterdir():
             _flush(path)
@@ -170,9 +175,10 @@ def _write_state(stage: Path, state: TrainState, config: TrainConfig) -> None:
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:
-    """Parameters and saved buffers by name, each tensor once."""
+    """Trained parameters and saved buffers by name, each tensor once. What is frozen follows from the recipe."""
     kept = module.state_dict().keys()
-    own: dict[str, Tensor] = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    trained = {name: item for name, item in module.named_parameters() if item.requires_grad}
+    own: dict[str, Tensor] = {**trained, **dict(module.named_buffers())}
     return {name: tensor for name, tensor in own.items() if name in kept}
 
 

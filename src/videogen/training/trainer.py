@@ -29,6 +29,7 @@ from tqdm import tqdm
 from videogen.config import LoopConfig, OptimizerConfig, TrainConfig, UserError
 from videogen.data.clips import ClipBatch, ClipSource
 from videogen.data.loader import clip_source, derive_seed, first_clips, load_batches
+from videogen.models.adapters import add_trained_adapter
 from videogen.training.checkpoint import (
     TrainState,
     check_recipe,
@@ -162,6 +163,8 @@ class _Loss(nn.Module):
 def _start(config: TrainConfig, objective: Objective, device: torch.device) -> TrainState:
     torch.manual_seed(config.loop.seed)
     network = objective.build(config.network)
+    if config.lora is not None:
+        add_trained_adapter(network, config.lora)
     objective.to(device)
     network = network.to(device).to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
     companion = objective.companion
