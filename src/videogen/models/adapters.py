@@ -35,7 +35,7 @@ class NetworkAdapters(PeftAdapterMixin):
 
     def save_lora_adapter(self, save_directory: Any, adapter_name: str = "default", **options: Any) -> None:
         """The adapter alone, as safetensors, as in diffusers."""
-        for name, item in self.named_parameters():  # type: ignore[attr-defined]
+        for name, item in self.named_parameters():
             if "lora_" in name:
                 item.data = item.data.contiguous()  # safetensors takes no channels_last
         super().save_lora_adapter(save_directory, adapter_name, **options)
@@ -52,7 +52,7 @@ def _as_convolutions(network: Any) -> Iterator[None]:
 
     from videogen.models.pseudo3d import PseudoConv3d
 
-    inflated = [module for module in network.modules() if isinstance(module, PseudoConv3d)]
+    inflated: list[nn.Module] = [module for module in network.modules() if isinstance(module, PseudoConv3d)]
     try:
         for module in inflated:
             module.__class__ = nn.Conv2d
@@ -106,7 +106,7 @@ class PipelineAdapters(StableDiffusionLoraLoaderMixin):
         "text_encoder", "unet", "base", "super_resolution_1", "super_resolution_2", "latent_flow", "refiner", "video_decoder",
     ]  # fmt: skip
 
-    def load_lora_weights(  # type: ignore[override]
+    def load_lora_weights(
         self, source: Any, adapter_name: str | None = None, *, component: str | None = None, **options: Any
     ) -> None:
         """Load a LoRA: a folder, a hub id, a safetensors file, or tensors by name.
@@ -138,6 +138,8 @@ class PipelineAdapters(StableDiffusionLoraLoaderMixin):
             for network in self.components.values():
                 if name in getattr(network, "peft_config", {}):
                     network.delete_adapters(name) if isinstance(network, PeftAdapterMixin) else network.delete_adapter(name)
+                if getattr(network, "peft_config", None) == {}:  # the first one failed: as if it had never been tried
+                    PeftAdapterMixin.unload_lora(network)
             raise
 
     def _load_of_stable_diffusion(self, state: dict[str, Tensor], alphas: Any, metadata: Any, name: str) -> None:
