@@ -86,7 +86,7 @@ def read_video(
     frames: list[np.ndarray] = []
     times: list[float] = []
     step, rotation = 0.0, 0
-    with decoding(path, "a video"), open_regular(path) as file, _open_container(file) as container:
+    with decoding(path, "a video"), open_regular(path) as file, open_container(file) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO"
         stream.codec_context.options = {"max_pixels": str(max_pixels)}
@@ -107,10 +107,11 @@ def read_video(
         if not frames:
             raise UserError(f"{path}: no frame in it can be decoded")
         turned = np.rot90(np.stack(frames), round(rotation / 90), axes=(1, 2))  # both counter-clockwise
-        return Video(np.ascontiguousarray(turned), _average_rate(times, step, nominal), provenance)
+        return Video(np.ascontiguousarray(turned), average_rate(times, step, nominal), provenance)
 
 
-def _open_container(file: BinaryIO) -> av.container.InputContainer:
+def open_container(file: BinaryIO) -> av.container.InputContainer:
+    """A video in one of the formats that are safe to read from strangers."""
     return av.open(file, "r", options={"format_whitelist": _DEMUXERS}, metadata_errors="replace")
 
 
@@ -121,8 +122,11 @@ def _decode(container: av.container.InputContainer, stream: av.VideoStream) -> I
         yield from packet.decode()
 
 
-def _average_rate(times: list[float], last_step: float, nominal: Fraction | None) -> float:
-    """Frames a second by the time stamps; the container's own exact figure where they agree to 1%."""
+def average_rate(times: list[float], last_step: float, nominal: Fraction | None) -> float:
+    """Frames a second by the time stamps (seconds); the container's own exact figure where they agree to 1%.
+
+    last_step: how long the last frame is shown, seconds, 0 if unknown.
+    """
     span = times[-1] - times[0] + (last_step or (times[-1] - times[0]) / max(len(times) - 1, 1))
     measured = len(times) / span if span > 0 else float(nominal or 0)
     return float(nominal) if nominal and abs(measured / float(nominal) - 1) < 0.01 else measured
@@ -165,7 +169,7 @@ def read_provenance(path: str | Path) -> dict[str, Any]:
         if Path(path).suffix.lower() == ".gif":
             with Image.open(file, formats=["GIF"]) as image:
                 return _parse_note(image.info.get("comment", b""))
-        with _open_container(file) as container:
+        with open_container(file) as container:
             return _note_in(container.metadata)
 
 

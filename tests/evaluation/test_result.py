@@ -14,7 +14,7 @@ import pytest
 
 from videogen.config import UserError
 from videogen.evaluation.features import FeatureSource
-from videogen.evaluation.result import MUST_AGREE, Result, compare, differences, digest, fingerprint, read_result, write_result
+from videogen.evaluation.result import MUST_AGREE, Result, compare, differences, digest, fingerprint, read_result
 
 SOURCE = FeatureSource("i3d-kinetics400-logits", "i3d.safetensors", "ab" * 32, verified=False)
 PROTOCOL: dict[str, Any] = {
@@ -40,7 +40,7 @@ def result(value: float = 554.0, /, **changes: Any) -> Result:
 
 def test_a_result_survives_its_file(tmp_path: Path) -> None:
     for each in (result(), result(3.5, spread=None, interval=None, in_domain=True)):
-        write_result(each, tmp_path / "fvd.json")
+        each.write(tmp_path / "fvd.json")
         assert read_result(tmp_path / "fvd.json") == each
     assert os.listdir(tmp_path) == ["fvd.json"]
 

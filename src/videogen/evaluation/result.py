@@ -64,11 +64,6 @@ class Result:
             staged.replace(place)
 
 
-def write_result(result: Result, path: str | Path) -> None:
-    """See `Result.write`."""
-    result.write(path)
-
-
 def read_result(path: str | Path) -> Result:
     """What `Result.write` wrote. Raises UserError on anything else."""
     with open_regular(path) as file:

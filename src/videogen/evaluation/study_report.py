@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from videogen.config import UserError
-from videogen.evaluation.result import Result, digest, versions, write_result
+from videogen.evaluation.result import Result, digest, versions
 from videogen.evaluation.statistics import bootstrap, wilson
 from videogen.evaluation.study import ANSWERS_FORMAT, KEY_FORMAT
 from videogen.evaluation.study_figure import draw_preferences
@@ -90,7 +90,7 @@ def report_study(key: Path, answers: Sequence[Path], output: Path, *, overwrite:
     result = _result(known, sessions, comparisons)
     with staging(output) as folder:
         draw_preferences(comparisons, _caption(result)).save(folder / "picture", format="PNG")
-        write_result(result, folder / "result.json")
+        result.write(folder / "result.json")
         os.replace(folder / "picture", picture)
         os.replace(folder / "result.json", output)
     return result

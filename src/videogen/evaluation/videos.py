@@ -19,9 +19,7 @@ from PIL import Image
 
 from videogen.config import UserError
 from videogen.files import decoding, open_regular
-from videogen.video import _average_rate as average_rate  # one way to tell the rate, and one list of safe demuxers
-from videogen.video import _open_container as open_container
-from videogen.video import read_image, read_provenance
+from videogen.video import average_rate, open_container, read_image, read_provenance
 
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp"})

@@ -15,7 +15,7 @@ from av.stream import Disposition
 
 from videogen.config import UserError
 from videogen.files import decoding, open_regular
-from videogen.video import _open_container as open_container  # one list of safe demuxers
+from videogen.video import open_container
 
 MAX_PIXELS = 1 << 25  # of a frame
 BT601, BT709 = 5, 1
