@@ -6,15 +6,12 @@ By default 16 frames (temporal factor 1) and 121 (factor 8) with mini. Aims on 2
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
-from measuring import Row, parser, report
+from measuring import Row, measured_process, parser, report
 
 PROMPT = "a red ball bounces over a meadow at sunset"
 
@@ -25,15 +22,7 @@ def generate(options: argparse.Namespace, factor: int, folder: Path) -> tuple[fl
     command += ["--model", options.model, "--num-frames", str(options.num_frames), "--temporal-factor", str(factor)]
     command += ["--device", options.device, "--dtype", options.dtype]
     command += ["--steps", str(options.steps)] if options.steps else []
-    start = time.perf_counter()
-    process = subprocess.Popen(command)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode != 0:
-        raise SystemExit(f"generate.py: `videogen generate` ended with {process.returncode}")
-    unit = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
-    return seconds, usage.ru_maxrss * unit / 1e9
+    return measured_process(command)
 
 
 def main() -> None:

@@ -6,7 +6,9 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -35,6 +37,23 @@ def interleaved(calls: Mapping[str, Callable[[], object]], repeats: int) -> dict
             if not rehearsal:
                 seconds[name].append(time.perf_counter() - start)
     return seconds
+
+
+def measured_process(command: Sequence[str]) -> tuple[float, float]:
+    """Run a command: (wall seconds, peak resident memory in GB). Ends the benchmark where it fails."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command)
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"`{' '.join(command[2:5])} ...` ended with {process.returncode}")
+    return seconds, resident_gigabytes(usage)
+
+
+def resident_gigabytes(usage: resource.struct_rusage) -> float:
+    """Peak resident memory, of a process or (RUSAGE_SELF) of this one so far."""
+    return usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e9
 
 
 def ratio(seconds: Sequence[float], reference: Sequence[float]) -> float:

@@ -66,7 +66,7 @@ def unet_rows(options: argparse.Namespace) -> list[measuring.Row]:
         )
     ]
     image = None
-    below = base
+    below, base = base, None
     for level, side in ((1, 32), (2, 64)):
         network = made(VideoUNet(sample_size=side, condition_channels=4, **shape))
         initialize_from(network, below.state_dict())
@@ -133,7 +133,7 @@ def compared(name: str, reference: Callable[[], Tensor], video: Callable[[], Ten
         "largest output": expected.abs().max().item(),
         "image network, s": middle - begin,
         "video network, s": end - middle,
-        "peak memory, GB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6,
+        "peak memory, GB": measuring.resident_gigabytes(resource.getrusage(resource.RUSAGE_SELF)),
     }
 
 

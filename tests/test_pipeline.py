@@ -227,6 +227,14 @@ def test_saving_and_loading_changes_no_bit(tiny_pipe: VideoGenPipeline, plain: T
     assert configs[0] == configs[1]
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_makes_the_video_of_float32(tiny_folder: Path, plain: Tensor, dtype: torch.dtype) -> None:
+    """Tolerance: seen are 0.003 and 0.0004; another seed's video is 0.17 away."""
+    found = make(VideoGenPipeline.from_pretrained(tiny_folder, dtype=dtype)).frames
+    assert (found - plain).abs().mean() < 0.01
+    assert found.isfinite().all()
+
+
 def test_any_prompt_makes_a_video(tiny_pipe: VideoGenPipeline) -> None:
     assert make(tiny_pipe, "🎈 \0 \ud800").frames.isfinite().all()
     with pytest.warns(UserWarning, match="a prompt is longer than the 40 tokens the text encoder reads"):

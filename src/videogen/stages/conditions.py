@@ -36,8 +36,12 @@ def encode_frames(autoencoder: Any, frames: Tensor, chunk: int = 32) -> Tensor:
 
 
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """Anti-aliased bilinear resize of frames (..., 3, H, W) to (..., 3, *size)."""
+    """Anti-aliased bilinear resize of frames (..., 3, H, W) to (..., 3, *size), computed in float32 or better.
+
+    torch has no kernel for half precision on the CPU.
+    """
     if frames.shape[-2:] == size:
         return frames
-    flat = F.interpolate(frames.flatten(0, -4), size=size, mode="bilinear", antialias=True)
-    return flat.unflatten(0, frames.shape[:-3])
+    flat = frames.flatten(0, -4).to(torch.promote_types(frames.dtype, torch.float32))
+    flat = F.interpolate(flat, size=size, mode="bilinear", antialias=True)
+    return flat.to(frames.dtype).unflatten(0, frames.shape[:-3])
