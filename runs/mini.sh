@@ -23,6 +23,7 @@ step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
 step base_start
+step base_middle
 step base
 step super_resolution_1
 step super_resolution_2

@@ -148,7 +148,7 @@ class VideoDiffusionOptions:
     downscale: int = 1  # the data's frames are this many times larger than the network's
     text_dropout: float = 0.1
     reference_dropout: float = 0.1
-    temporal_factor: float = 1.0  # learning rate of the temporal layers and the fps embedding, relative to the others
+    temporal_factor: float = 1.0  # learning rate of temporal and other new layers and the fps embedding, relative to the rest
     high_noise: float = 1.0  # timesteps are 1 - u ** high_noise of the schedule: 1 is uniform, more is noisier
     condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
 

@@ -105,10 +105,14 @@ def guided(predict: Callable[[Tensor, Tensor, slice], Tensor], guidance: Guidanc
     it, or only the second half where nothing is guided. The result takes a single batch.
     """
 
+    def needed(timestep: Tensor) -> bool:
+        if guidance.scale == 1 or guidance.interval == (0, 1):  # without asking the device for its timestep
+            return guidance.scale != 1
+        return guidance.interval[0] * schedule <= float(timestep[0]) <= guidance.interval[1] * schedule
+
     def combined(noisy: Tensor, timestep: Tensor) -> Tensor:
         batch = len(noisy)
-        low, high = guidance.interval
-        if guidance.scale == 1 or not low * schedule <= float(timestep[0]) <= high * schedule:
+        if not needed(timestep):
             return predict(noisy, timestep, slice(batch, None))
         twice = torch.cat([noisy, noisy]), torch.cat([timestep, timestep])
         without, with_prompt = predict(*twice, slice(None)).chunk(2)

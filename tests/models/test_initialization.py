@@ -87,6 +87,26 @@ def test_the_next_level_starts_as_the_one_below() -> None:
     assert all(torch.equal(tensor, own[name]) for name, tensor in level_2.state_dict().items())
 
 
+@torch.no_grad()
+def test_attention_may_be_new_in_a_block_that_has_none_and_starts_as_the_identity() -> None:
+    torch.manual_seed(0)
+    bare = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    full = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    source, network = alive(VideoUNet(**{**UNET, **bare})), alive(VideoUNet(**{**UNET, **full}))
+    report = initialize_from(network, source.state_dict())
+    assert report.new
+    assert all(name.startswith(("down_blocks.0.attentions.", "up_blocks.1.attentions.")) for name in report.new)
+    given = {
+        "sample": randn(1, 3, 4, 4, 4), "timestep": torch.tensor([70]), "fps": torch.tensor([8.0]),
+        "text": randn(1, 5, UNET["cross_attention_dim"]), "reference": randn(1, 4, 4, 4),
+    }  # fmt: skip
+    torch.testing.assert_close(network(**given), source(**given), rtol=0, atol=1e-5)
+    tensors = source.state_dict()
+    lost = next(name for name in tensors if ".attentions." in name)  # of a block that has attention: nothing new
+    with pytest.raises(UserError, match="1 missing tensors"):
+        initialize_from(network, {name: item for name, item in tensors.items() if name != lost})
+
+
 def test_weights_of_another_family_are_refused_by_name(image: UNet2DConditionModel) -> None:
     tensors = image.state_dict()
     with pytest.raises(UserError, match=r"1 unknown tensors \['extra'\], 0 missing"):

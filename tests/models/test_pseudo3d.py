@@ -7,8 +7,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tiny import alive, randn
+from tiny import CODER, alive, randn
+from videogen.models import pseudo3d
 from videogen.models.pseudo3d import PseudoConv3d, TemporalAttention, frame_positions
+from videogen.models.video_decoder import VideoDecoder
 
 CHANNELS_LAST = torch.channels_last
 
@@ -33,6 +35,22 @@ def test_the_convolution_starts_as_the_2d_one_bit_for_bit_and_keeps_the_layout()
     found = layer(x, 3)
     assert torch.equal(found, nn.Conv2d.forward(layer, x))
     assert found.is_contiguous(memory_format=CHANNELS_LAST)
+
+
+@pytest.mark.parametrize("size", [1, 700, 5000])
+def test_in_inference_large_videos_are_worked_on_in_parts_with_the_same_result(
+    monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    decoder, latents = alive(VideoDecoder(**CODER)), randn(2, 5, 4, 6, 3)
+    whole = decoder(latents).detach()
+    monkeypatch.setattr(pseudo3d, "PART", size)
+    assert torch.equal(decoder(latents), whole)  # with gradients: never in parts
+    seen = []
+    decoder.decoder.up_blocks[-1].resnets[0].norm1.register_forward_hook(lambda _, given, __: seen.append(len(given[0])))
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(latents), whole, rtol=0, atol=1e-5)
+    assert sum(seen) == 10
+    assert len(seen) > 1
 
 
 def naive(layer: TemporalAttention, x: Tensor, frames: int) -> Tensor:

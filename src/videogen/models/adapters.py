@@ -72,8 +72,12 @@ def _spatial_lora() -> type:
     class SpatialLora(Conv2d):
         """peft's LoRA of a convolution, around the 2-D half of a PseudoConv3d."""
 
-        def forward(self, x: Tensor, num_frames: int = 1) -> Tensor:
-            return self.get_base_layer().over_time(super().forward(x, None), num_frames)
+        def forward(self, x: Tensor, num_frames: int | None = 1) -> Tensor:
+            x = super().forward(x, None)
+            return x if num_frames is None else self.over_time(x, num_frames)
+
+        def over_time(self, x: Tensor, num_frames: int) -> Tensor:
+            return self.get_base_layer().over_time(x, num_frames)
 
     return SpatialLora
 

@@ -1,7 +1,8 @@
 """Starting weights (section 3.5): an image network becomes a video network; level n of the cascade becomes level n + 1.
 
-Every tensor of the source loads by its own name. What has no source must be exactly the new temporal layers and the fps
-embedding, and only `conv_in` may grow (new input channels start at zero): checked, not mapped.
+Every tensor of the source loads by its own name. What has no source must be exactly the new temporal layers, the fps
+embedding and attention in blocks where the source has none, and only `conv_in` may grow (new input channels start at zero):
+checked, not mapped. All that is new starts such that the network computes what the source does.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ def why_new(name: str) -> str:
     """Why a tensor of a video network has no source, and how it starts."""
     if name.startswith("fps_embedding."):
         return "frame rate embedding (3.2), its last layer zero"
+    if ".attentions." in name and not is_new_in_video(name):
+        return "attention of a block that had none (ours), its last projection zero"
     if ".temporal_attention." in name:
         return "temporal attention (3.2), its last projection zero"
     return "temporal convolution (3.2), the identity"
@@ -49,7 +52,8 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
     """
     own = network.state_dict()
     unknown = sorted(source.keys() - own.keys())
-    missing = sorted(name for name in own.keys() - source.keys() if not is_new_in_video(name))
+    attention = {name for name in own if _is_new_attention(name, source)}
+    missing = sorted(name for name in own.keys() - source.keys() - attention if not is_new_in_video(name))
     if unknown or missing:
         raise UserError(
             f"the weights do not fit {type(network).__name__}: "
@@ -68,7 +72,16 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
         for name in widened:
             own[name].zero_()
             own[name][:, : source[name].shape[1]] = source[name]
+        for name in attention:
+            if ".proj_out." in name:
+                own[name].zero_()
     return InitReport(tuple(copied), tuple(widened), tuple(sorted(own.keys() - source.keys())))
+
+
+def _is_new_attention(name: str, source: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor belongs to the attention of a block that has none in the source."""
+    block, found, _ = name.partition(".attentions.")
+    return bool(found) and not any(other.startswith(f"{block}.attentions.") for other in source)
 
 
 def _only_wider_input(target: Tensor, source: Tensor) -> bool:

@@ -8,6 +8,7 @@ network loads by its own name and only `temporal*` keys are new.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,31 @@ from torch import Tensor, nn
 
 KeysValues = tuple[Tensor, Tensor]
 """Keys and values of a text, each (B, heads, L, head size)."""
+
+PART = 2**28
+"""Bytes that a layer works on at once in inference."""
+
+
+def in_parts(layers: Callable[[Tensor], Tensor], x: Tensor, growth: int = 1) -> Tensor:
+    """`layers` of frames (N, C, H, W), each of which they see by itself; they make tensors up to `growth` times as large as x.
+
+    In inference a few frames at a time, where all are large: what lies between the layers is then never whole in memory.
+    """
+    count = min(len(x), -(-growth * x.nbytes // PART))
+    if torch.is_grad_enabled() or count < 2:
+        return layers(x)
+    whole, done = None, 0
+    for part in x.tensor_split(count):
+        made = layers(part)
+        if whole is None:
+            whole = torch.empty(
+                (len(x), *made.shape[1:]), dtype=made.dtype, device=made.device, memory_format=torch.channels_last
+            )
+        whole[done : done + len(made)] = made
+        done += len(made)
+        del made  # before the next is made
+    assert whole is not None
+    return whole
 
 
 class PseudoConv3d(nn.Conv2d):
@@ -27,7 +53,8 @@ class PseudoConv3d(nn.Conv2d):
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1, padding: int = 0) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
         self.temporal = nn.Conv2d(out_channels, out_channels, (3, 1), padding=(1, 0))
-        nn.init.dirac_(self.temporal.weight)
+        nn.init.zeros_(self.temporal.weight)
+        self.temporal.weight.data[:, :, 1, 0].fill_diagonal_(1.0)  # a Dirac; nn.init.dirac_ loops over channels
         nn.init.zeros_(self.temporal.bias)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor, num_frames: int | None = 1) -> Tensor:
@@ -35,10 +62,15 @@ class PseudoConv3d(nn.Conv2d):
         return x if num_frames is None else self.over_time(x, num_frames)
 
     def over_time(self, x: Tensor, num_frames: int) -> Tensor:
-        """The temporal half alone: (B*F, C', H', W') -> the same shape."""
+        """The temporal half alone: (B*F, C', H', W') -> the same; in inference a large x changes in place, part by part."""
         _, channels, height, width = x.shape
         video = x.permute(0, 2, 3, 1).reshape(-1, num_frames, height * width, channels)  # a view in channels_last
-        video = self.temporal(video.permute(0, 3, 1, 2))  # (B, C, F, H*W)
+        video = video.permute(0, 3, 1, 2)  # (B, C, F, H*W)
+        if torch.is_grad_enabled() or x.nbytes <= PART:
+            video = self.temporal(video)
+        else:
+            for part in video.tensor_split(min(height * width, -(-x.nbytes // PART)), dim=3):
+                part.copy_(self.temporal(part))
         return video.permute(0, 2, 3, 1).reshape(-1, height, width, channels).permute(0, 3, 1, 2)
 
 
@@ -72,13 +104,13 @@ class Attention(nn.Module):
 class TemporalAttention(Attention):
     """Attention between the frames at each position (section 3.2), with its own norm and residual; zero at the start.
 
-    Frames are told apart by sinusoidal positions (ours). Heads of 64 channels where the width allows. Projections run on
-    (B, F, H*W, C); only q, k, v are permuted, positions folded evenly into batch and heads, below CUDA's limit of 65,535 each.
+    Frames are told apart by sinusoidal positions (ours). Heads of `head_size` channels where the width allows. Projections run
+    on (B, F, H*W, C); only q, k, v are permuted, positions folded evenly into batch and heads, below CUDA's limit of 65,535.
     forward: x (B*F, H*W, C) -> the same shape.
     """
 
-    def __init__(self, channels: int) -> None:
-        super().__init__(channels, max(1, channels // 64))
+    def __init__(self, channels: int, head_size: int = 64) -> None:
+        super().__init__(channels, max(1, channels // head_size))
         self.norm = nn.LayerNorm(channels)
         nn.init.zeros_(self.to_out[0].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.to_out[0].bias)  # type: ignore[arg-type]
@@ -119,11 +151,13 @@ class ResnetBlock(nn.Module):
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(self, x: Tensor, num_frames: int, embedding: Tensor | None = None) -> Tensor:
-        residual = x if self.conv_shortcut is None else self.conv_shortcut(x)
-        x = self.conv1(F.silu(self.norm1(x)), num_frames)
+        y = in_parts(lambda part: self.conv1(F.silu(self.norm1(part)), None), x)
+        y = self.conv1.over_time(y, num_frames)
         if self.time_emb_proj is not None and embedding is not None:
-            x = x + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
-        return residual + self.conv2(F.silu(self.norm2(x)), num_frames)
+            y = y + self.time_emb_proj(F.silu(embedding))[:, :, None, None]
+        y = in_parts(lambda part: self.conv2(F.silu(self.norm2(part)), None), y)
+        y = self.conv2.over_time(y, num_frames)
+        return y + (x if self.conv_shortcut is None else self.conv_shortcut(x))  # last, for less memory at once
 
 
 class GEGLU(nn.Module):
@@ -157,11 +191,11 @@ class TransformerBlock(nn.Module):
     Text keys and values are (B, heads, L, head size): one copy for all frames of a video. No text, no cross-attention.
     """
 
-    def __init__(self, channels: int, num_heads: int, text_channels: int | None) -> None:
+    def __init__(self, channels: int, num_heads: int, text_channels: int | None, temporal_head_size: int) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(channels)
         self.attn1 = Attention(channels, num_heads)
-        self.temporal_attention = TemporalAttention(channels)
+        self.temporal_attention = TemporalAttention(channels, temporal_head_size)
         self.norm2 = nn.LayerNorm(channels) if text_channels else None
         self.attn2 = Attention(channels, num_heads, text_channels) if text_channels else None
         self.norm3 = nn.LayerNorm(channels)
@@ -179,12 +213,14 @@ class TransformerBlock(nn.Module):
 class Transformer(nn.Module):
     """diffusers' Transformer2DModel around one pseudo-3-D block. x (B*F, C, H, W)."""
 
-    def __init__(self, channels: int, num_heads: int, text_channels: int | None, groups: int, linear: bool) -> None:
+    def __init__(
+        self, channels: int, num_heads: int, text_channels: int | None, groups: int, linear: bool, temporal_head_size: int
+    ) -> None:
         super().__init__()
         self.text_index = -1  # place of this layer's keys and values in the list of a text; set by the network
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, num_heads, text_channels)])
+        self.transformer_blocks = nn.ModuleList([TransformerBlock(channels, num_heads, text_channels, temporal_head_size)])
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def keys_values(self, text: Tensor) -> KeysValues:
@@ -225,4 +261,5 @@ class Upsample(nn.Module):
 
     def forward(self, x: Tensor, num_frames: int, size: tuple[int, int] | None = None) -> Tensor:
         size = size or (2 * x.shape[-2], 2 * x.shape[-1])
-        return self.conv(F.interpolate(x, size=size, mode="nearest"), num_frames)
+        x = in_parts(lambda part: self.conv(F.interpolate(part, size=size, mode="nearest"), None), x, growth=4)
+        return self.conv.over_time(x, num_frames)

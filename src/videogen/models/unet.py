@@ -91,6 +91,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     The configuration uses the names of `diffusers.UNet2DConditionModel`, including its quirk: `attention_head_dim` is the
     *number* of heads of spatial and cross-attention. New here: `reference` (whether a reference image conditions the network)
     and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade),
+    `temporal_head_size` (channels of a head of temporal attention),
     and `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`). Without
     `cross_attention_dim` the network reads no text.
     """
@@ -111,6 +112,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         cross_attention_dim: int | None = None,
         use_linear_projection: bool = False,
         norm_num_groups: int = 32,
+        temporal_head_size: int = 64,
         shared_noise: float = 0.0,
     ) -> None:
         super().__init__()
@@ -124,6 +126,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             raise ValueError(f"{unknown[0]!r} is not a block of this network: it has {', '.join(sorted(BLOCK_TYPES))}")
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
         common = {"text_channels": cross_attention_dim, "groups": norm_num_groups, "linear": use_linear_projection}
+        common["temporal_head_size"] = temporal_head_size
         embedding = 4 * widths[0]
 
         total = in_channels * (2 if reference else 1) + condition_channels

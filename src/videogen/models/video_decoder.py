@@ -9,7 +9,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from videogen.models.adapters import NetworkAdapters
-from videogen.models.pseudo3d import Attention, PseudoConv3d, ResnetBlock, TemporalAttention, Upsample
+from videogen.models.pseudo3d import Attention, PseudoConv3d, ResnetBlock, TemporalAttention, Upsample, in_parts
 
 
 class DecoderAttention(Attention):
@@ -80,7 +80,8 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x, num_frames), num_frames)
         for block in self.up_blocks:
             x = block(x, num_frames)
-        return self.conv_out(F.silu(self.conv_norm_out(x)), num_frames)
+        x = in_parts(lambda part: self.conv_out(F.silu(self.conv_norm_out(part)), None), x)
+        return self.conv_out.over_time(x, num_frames)
 
 
 class VideoDecoder(ModelMixin, ConfigMixin, NetworkAdapters):

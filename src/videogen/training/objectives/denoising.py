@@ -112,11 +112,11 @@ class VideoDiffusionObjective(TextConditioned):
             start = load_component(UNet2DConditionModel, self.options.image_model, "unet")
         else:
             start = load_network(network_class(self.options.initial), self.options.initial)
-        initialize_from(built, start.state_dict())
+        self.new = frozenset(initialize_from(built, start.state_dict()).new)
         return built
 
     def learning_rate_factor(self, name: str) -> float:
-        return self.options.temporal_factor if is_new_in_video(name) else 1.0
+        return self.options.temporal_factor if is_new_in_video(name) or name in self.new else 1.0
 
     def latents(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
         """(clean latents, low-resolution latents or None), both (B, F, C, h, w)."""
