@@ -1,9 +1,13 @@
 """A step of our networks against diffusers' of the same widths, interleaved in one process; ratios are medians over rounds.
 
-unet: VideoUNet against UNet2DConditionModel run on each frame (the floor: what the temporal layers are added to) and
-against UNet3DConditionModel (ModelScope's). decoder: VideoDecoder against AutoencoderKL.decode on each frame and against
-AutoencoderKLTemporalDecoder (Stable Video Diffusion's). A training step is forward, squared error, backward and AdamW. Text
-keys and values are computed in every call. All weights are random and in channels_last; `--dtype` is that of the weights.
+unet: VideoUNet against UNet2DConditionModel run on each frame (the floor: what the temporal layers are added to) and the
+`--peers`: UNet3DConditionModel (ModelScope's), UNetMotionModel (AnimateDiff's), UNetSpatioTemporalConditionModel (Stable Video
+Diffusion's). decoder: VideoDecoder against AutoencoderKL.decode on each frame and AutoencoderKLTemporalDecoder (Stable Video
+Diffusion's). layers: at each width, the temporal convolution against the 3x3 one before it, and temporal attention against its
+four projections. A training step is forward, squared error, backward and AdamW. Text keys and values are computed in every
+call. All weights are random and in channels_last; `--dtype` is that of the weights.
+
+rate: share of the device's own rate of multiplying two large matrices in this dtype, measured in the same rounds.
 """
 
 from __future__ import annotations
@@ -17,11 +21,20 @@ from math import gcd
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLTemporalDecoder, UNet2DConditionModel, UNet3DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLTemporalDecoder,
+    UNet2DConditionModel,
+    UNet3DConditionModel,
+    UNetMotionModel,
+    UNetSpatioTemporalConditionModel,
+)
 from measuring import Row, interleaved, parser, ratio, report
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from videogen.config import read_recipe
+from videogen.models.pseudo3d import PseudoConv3d, TemporalAttention
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 
@@ -39,14 +52,35 @@ MINI = {"unet": "mini/base", "decoder": "mini/autoencoder"}
 UNET = {"block_out_channels", "layers_per_block", "attention_head_dim", "cross_attention_dim", "norm_num_groups"}
 DECODER = {"block_out_channels", "layers_per_block", "latent_channels", "norm_num_groups", "mid_block_add_attention"}
 TEXT_LENGTH = {"mini": 40, "sd": 77}
+PEERS = {"3d": "UNet3DConditionModel", "motion": "UNetMotionModel", "svd": "UNetSpatioTemporalConditionModel"}
+
+
+CPU_ATTENTION = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: (
+        lambda grad, q, k, v, *_, **__: sdpa_backward_flop_count(grad, q, k, v)
+    ),
+}
+"""What torch's counter leaves out, as it counts CUDA's."""
 
 
 @dataclass
 class Contender:
-    """One forward pass of a network, and the part of the network that it uses."""
+    """One forward pass of a network, the part of the network that it uses, and the contender that its ratio is to."""
 
     forward: Callable[[], Tensor]
     part: nn.Module
+    against: str | None = None  # None: the first one
+
+    def flops(self, training: bool) -> int:
+        """Multiplications and additions of a forward pass, or of forward and backward."""
+        with FlopCounterMode(display=False, custom_mapping=CPU_ATTENTION) as counter:
+            if training:
+                self.forward().float().square().mean().backward()
+                self.part.zero_grad(set_to_none=True)
+            else:
+                self.measured_forward()
+        return counter.get_total_flops()
 
     def measured_forward(self) -> None:
         with torch.no_grad():
@@ -80,16 +114,69 @@ def unets(options: argparse.Namespace) -> dict[str, Contender]:
 
     ours = placed(VideoUNet(**config, **blocks), options)
     flat = placed(UNet2DConditionModel(**config, **blocks), options)
-    cubic = {key: tuple(kind.replace("2D", "3D") for kind in kinds) for key, kinds in blocks.items()}
-    head = gcd(64, *config["block_out_channels"])  # here attention_head_dim is the size of a head
-    deep = placed(UNet3DConditionModel(**{**config, **cubic, "attention_head_dim": head}), options)
     images, each_time, each_text = sample.flatten(0, 1), times.repeat_interleave(frames), text.repeat_interleave(frames, dim=0)
     cube = sample.transpose(1, 2).contiguous()
-    return {
+    found = {
         "UNet2DConditionModel": Contender(lambda: flat(images, each_time, each_text).sample, flat),
         "VideoUNet": Contender(lambda: ours(sample, times, fps=fps, text=text, reference=reference), ours),
-        "UNet3DConditionModel": Contender(lambda: deep(cube, times, text).sample, deep),
     }
+
+    def renamed(ending: str) -> dict[str, tuple[str, ...]]:
+        return {key: tuple(kind.replace("2D", ending) for kind in kinds) for key, kinds in blocks.items()}
+
+    heads = config.pop("attention_head_dim")
+    if "3d" in options.peers:
+        head = gcd(64, *config["block_out_channels"])  # here attention_head_dim is the size of a head
+        deep = placed(UNet3DConditionModel(**config, **renamed("3D"), attention_head_dim=head), options)
+        found[PEERS["3d"]] = Contender(lambda: deep(cube, times, text).sample, deep)
+    if "motion" in options.peers:
+        moving = placed(UNetMotionModel(**config, **renamed("Motion"), num_attention_heads=heads), options)
+        found[PEERS["motion"]] = Contender(lambda: moving(cube, times, each_text).sample, moving)
+    if "svd" in options.peers:
+        config.pop("norm_num_groups", None)
+        found[PEERS["svd"]] = svd(config, renamed("SpatioTemporal"), heads, sample, times, text, options)
+    return found
+
+
+def svd(
+    config: dict[str, Any], blocks: dict[str, Any], heads: Any, sample: Tensor, times: Tensor, text: Tensor, options: Any
+) -> Contender:
+    """Stable Video Diffusion's UNet, whose image condition is channels of its input; it has norms of 32 groups."""
+    rest = {"in_channels": 4, "num_frames": options.num_frames, "num_attention_heads": heads}
+    network = placed(UNetSpatioTemporalConditionModel(**config, **blocks, **rest), options)
+    ids = torch.zeros(len(sample), 3, device=options.device)  # fps, motion and noise
+    return Contender(lambda: network(sample, times, text, ids).sample, network)
+
+
+def layers(options: argparse.Namespace) -> dict[str, Contender]:
+    """Pairs of a part and what it is measured against, the reference first, at the widths of the three largest levels."""
+    found: dict[str, Contender] = {}
+    frames, batch = options.num_frames, options.batch_size
+    for level, width in enumerate(architecture("unet", options.widths)["block_out_channels"][:3]):
+        side = options.latent_size >> level
+        x = torch.randn(batch * frames, width, side, side, device=options.device).contiguous(memory_format=torch.channels_last)
+        convolution = placed(PseudoConv3d(width, width, 3, padding=1), options)
+        attention = placed(TemporalAttention(width), options)
+        tokens = torch.randn(batch * frames, side * side, width, device=options.device)
+        projections = nn.ModuleList([attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]])
+        found |= {
+            f"3x3 convolution {width}": Contender(partial(convolution, x, None), convolution),
+            f"temporal convolution {width}": Contender(
+                partial(convolution.over_time, x, frames), convolution.temporal, f"3x3 convolution {width}"
+            ),
+            f"four projections {width}": Contender(partial(_each, projections, tokens), projections),
+            f"temporal attention {width}": Contender(
+                partial(attention, tokens, frames, side), attention, f"four projections {width}"
+            ),
+        }
+    return found
+
+
+def _each(projections: nn.ModuleList, tokens: Tensor) -> Tensor:
+    made = tokens
+    for projection in projections:
+        made = projection(tokens)
+    return made
 
 
 def decoders(options: argparse.Namespace) -> dict[str, Contender]:
@@ -115,15 +202,17 @@ def decoders(options: argparse.Namespace) -> dict[str, Contender]:
 
 
 def placed(network: nn.Module, options: argparse.Namespace) -> Any:
-    """On the device, every 2-D convolution in channels_last."""
+    """On the device, every 2-D convolution in channels_last; ours compiled where asked for."""
     for parameter in network.parameters():
         if parameter.ndim == 4:
             parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
+    if options.compile and isinstance(network, VideoUNet | VideoDecoder):
+        network.compile(mode="reduce-overhead" if options.device == "cuda" else "default")
     return network.to(options.device)
 
 
 def compare(step: str, contenders: Mapping[str, Contender], options: argparse.Namespace) -> list[Row]:
-    """One row a contender; ratios are to the first of them. working GB (CUDA): the peak of a call beyond what it found."""
+    """One row a contender. working GB (CUDA): the peak of a call beyond what it found."""
     cuda = options.device == "cuda"
     working: dict[str, float] = {}
 
@@ -142,13 +231,18 @@ def compare(step: str, contenders: Mapping[str, Contender], options: argparse.Na
     def call_of(contender: Contender) -> Callable[[], None]:
         return contender.training_step() if step == "training" else contender.measured_forward
 
-    seconds = interleaved({name: watched(name, call_of(one)) for name, one in contenders.items()}, options.repeats)
-    first = next(iter(seconds.values()))
+    calls = {name: watched(name, call_of(one)) for name, one in contenders.items()}
+    side = 8192 if cuda else 1024
+    matrix = torch.randn(side, side, device=options.device, dtype=getattr(torch, options.dtype))
+    seconds = interleaved(calls | {"": watched("", partial(torch.mm, matrix, matrix))}, options.repeats)
+    fastest = 2 * side**3 / statistics.median(seconds[""])
     rows = []
     for name, one in contenders.items():
         row: Row = {"network": name, "step": step}
         row["million parameters"] = sum(parameter.numel() for parameter in one.part.parameters()) / 1e6
-        row |= {"seconds": statistics.median(seconds[name]), "ratio": ratio(seconds[name], first)}
+        took, flops = statistics.median(seconds[name]), one.flops(step == "training")
+        row |= {"TFLOP": flops / 1e12, "seconds": took, "rate": flops / took / fastest}
+        row["ratio"] = ratio(seconds[name], seconds[one.against or next(iter(contenders))])
         rows.append(row | ({"working GB": working[name]} if cuda else {}))
     return rows
 
@@ -156,7 +250,9 @@ def compare(step: str, contenders: Mapping[str, Contender], options: argparse.Na
 def main() -> None:
     arguments = parser(__doc__, repeats=7)
     add = arguments.add_argument
-    add("--networks", nargs="+", choices=("unet", "decoder"), default=["unet", "decoder"])
+    add("--networks", nargs="+", choices=("unet", "decoder", "layers"), default=["unet", "decoder"])
+    add("--peers", nargs="*", choices=tuple(PEERS), default=["3d"], help="beside VideoUNet (default 3d)")
+    add("--compile", action="store_true", help="compile our networks (on CUDA with graphs); the peers run as they are")
     add("--steps", nargs="+", choices=("forward", "training"), default=["forward", "training"])
     add("--widths", choices=("mini", "sd"), default="mini", help="mini's, by its recipes, or Stable Diffusion 1.5's")
     add("--latent-size", type=int, default=16, help="height and width of the latents (default 16)")
@@ -171,7 +267,7 @@ def main() -> None:
     rows: list[Row] = []
     for kind in options.networks:
         torch.set_default_dtype(getattr(torch, options.dtype))
-        contenders = {"unet": unets, "decoder": decoders}[kind](options)
+        contenders = {"unet": unets, "decoder": decoders, "layers": layers}[kind](options)
         torch.set_default_dtype(torch.float32)
         for step in options.steps:
             rows += compare(step, contenders, options)
