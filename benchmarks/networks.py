@@ -13,6 +13,7 @@ rate: share of the device's own rate of multiplying two large matrices in this d
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -160,11 +161,13 @@ def layers(options: argparse.Namespace) -> dict[str, Contender]:
         tokens = torch.randn(batch * frames, side * side, width, device=options.device)
         projections = nn.ModuleList([attention.to_q, attention.to_k, attention.to_v, attention.to_out[0]])
         found |= {
-            f"3x3 convolution {width}": Contender(partial(convolution, x, None), convolution),
+            f"3x3 convolution {width}": Contender(partial(convolution, x, None), convolution, f"3x3 convolution {width}"),
             f"temporal convolution {width}": Contender(
                 partial(convolution.over_time, x, frames), convolution.temporal, f"3x3 convolution {width}"
             ),
-            f"four projections {width}": Contender(partial(_each, projections, tokens), projections),
+            f"four projections {width}": Contender(
+                partial(_each, projections, tokens), projections, f"four projections {width}"
+            ),
             f"temporal attention {width}": Contender(
                 partial(attention, tokens, frames, side), attention, f"four projections {width}"
             ),
@@ -238,7 +241,7 @@ def compare(step: str, contenders: Mapping[str, Contender], options: argparse.Na
     fastest = 2 * side**3 / statistics.median(seconds[""])
     rows = []
     for name, one in contenders.items():
-        row: Row = {"network": name, "step": step}
+        row: Row = {"network": name, "step": step, "latents": options.latent_size}
         row["million parameters"] = sum(parameter.numel() for parameter in one.part.parameters()) / 1e6
         took, flops = statistics.median(seconds[name]), one.flops(step == "training")
         row |= {"TFLOP": flops / 1e12, "seconds": took, "rate": flops / took / fastest}
@@ -255,7 +258,7 @@ def main() -> None:
     add("--compile", action="store_true", help="compile our networks (on CUDA with graphs); the peers run as they are")
     add("--steps", nargs="+", choices=("forward", "training"), default=["forward", "training"])
     add("--widths", choices=("mini", "sd"), default="mini", help="mini's, by its recipes, or Stable Diffusion 1.5's")
-    add("--latent-size", type=int, default=16, help="height and width of the latents (default 16)")
+    add("--latent-sizes", type=int, nargs="+", default=[16], help="heights and widths of the latents (default 16)")
     add("--num-frames", type=int, default=16)
     add("--batch-size", type=int, default=1, help="videos (default 1)")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32")
@@ -265,12 +268,14 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     rows: list[Row] = []
-    for kind in options.networks:
+    makers = {"unet": unets, "decoder": decoders, "layers": layers}
+    for kind, size in itertools.product(options.networks, options.latent_sizes):
+        given = argparse.Namespace(**vars(options), latent_size=size)
         torch.set_default_dtype(getattr(torch, options.dtype))
-        contenders = {"unet": unets, "decoder": decoders, "layers": layers}[kind](options)
+        contenders = makers[kind](given)
         torch.set_default_dtype(torch.float32)
         for step in options.steps:
-            rows += compare(step, contenders, options)
+            rows += compare(step, contenders, given)
     report(rows, options)
 
 

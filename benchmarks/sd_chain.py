@@ -105,13 +105,19 @@ class Chain:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.folder: Path | None = options.model
+        self.device, self.loading = torch.device(options.device), 0.0
         self.dtype, self.frames, self.factor = getattr(torch, options.dtype), options.num_frames, options.temporal_factor
         self.steps, self.generators = {"num_steps": options.steps}, [torch.Generator().manual_seed(0)]
-        self.guidance, self.fps = Guidance(4.0), torch.tensor([8.0])
+        self.guidance = Guidance(4.0)
         self.scheduler: Any = Schedule() if self.folder is None else load_scheduler(self.folder)
 
     def network(self, name: str, cls: Any, **config: Any) -> Any:
-        return cls(**config) if self.folder is None else load_network(cls, self.folder / name, dtype=self.dtype)
+        if self.folder is None:
+            return cls(**config)
+        start = time.perf_counter()
+        network = load_network(cls, self.folder / name, dtype=self.dtype).to(self.device)
+        self.loading += time.perf_counter() - start
+        return network
 
     def video_unet(self, name: str, side: int, condition: int = 0) -> Any:
         return self.network(name, VideoUNet, sample_size=side, condition_channels=condition, **UNET_SHAPE)
@@ -122,7 +128,7 @@ class Chain:
             self.states = encoder(torch.zeros(2, 77, dtype=torch.int64)).last_hidden_state
         else:
             tokenizer, encoder = load_text(self.folder)
-            self.states = encode_text(tokenizer, encoder.to(self.dtype), ["", PROMPT])
+            self.states = encode_text(tokenizer, encoder.to(self.device, self.dtype), ["", PROMPT])
 
     def reference_image(self) -> None:
         unet = self.network("unet", UNet2DConditionModel, **SD_UNET)
@@ -162,34 +168,40 @@ class Chain:
 
 @torch.no_grad()
 def inference(options: argparse.Namespace) -> list[Row]:
-    """A row a stage: seconds (of the real chain, loading included), frames that it makes, peak memory."""
+    """A row a stage: peak memory; of the real chain also seconds, and the resident memory of the process so far."""
     chain = Chain(options)
     stages = [
         chain.text, chain.reference_image, chain.reference_latents, chain.base, chain.super_resolution_1,
         chain.super_resolution_2, chain.temporal_super_resolution, chain.decoding,
     ]  # fmt: skip
+    cuda, real = chain.device.type == "cuda", chain.folder is not None
     rows: list[Row] = []
     torch.set_default_dtype(chain.dtype)
-    with FakeTensorMode() if chain.folder is None else contextlib.nullcontext():
-        chain.fps = torch.tensor([8.0])
+    with contextlib.nullcontext() if real else FakeTensorMode():
+        chain.fps = torch.tensor([8.0], device=chain.device)
         for stage in stages:
-            start = time.perf_counter()
-            with Memory() as memory:
+            chain.loading, start = 0.0, time.perf_counter()
+            if cuda:
+                torch.cuda.reset_peak_memory_stats()
+            with contextlib.nullcontext() if cuda else Memory() as memory:
                 stage()
-            row: Row = {"stage": stage.__name__.replace("_", " "), "peak GB": memory.peak / 1e9}
-            if chain.folder is not None:
-                row |= {"seconds": time.perf_counter() - start}
+            if cuda:
+                torch.cuda.synchronize()
+            peak = memory.peak if memory else torch.cuda.max_memory_allocated()
+            row: Row = {"stage": stage.__name__.replace("_", " "), "peak GB": peak / 1e9}
+            if real:
+                took = time.perf_counter() - start
+                row |= {"loading s": chain.loading, "seconds": took - chain.loading}
                 row |= {"resident GB": resident_gigabytes(resource.getrusage(resource.RUSAGE_SELF))}
                 print(row, file=sys.stderr, flush=True)
             rows.append(row)
     torch.set_default_dtype(torch.float32)
-    if chain.folder is not None:
-        assert chain.video.isfinite().all()
-        write_video(options.output, Video(to_uint8(chain.video[0]), fps=8.0 * chain.factor))
+    if real:
+        write_video(Video(to_uint8(chain.video[0]), fps=8.0 * chain.factor), options.output, overwrite=True)
     return rows
 
 
-def peak(name: str, make: Callable[[], Callable[[], object]]) -> Row:
+def accounted(name: str, make: Callable[[], Callable[[], object]]) -> Row:
     """`make` builds a network and returns a step of it."""
     with FakeTensorMode(), Memory() as memory:
         step = make()
@@ -202,8 +214,8 @@ def training(options: argparse.Namespace) -> list[Row]:
     """A step of each network in float32, for latents of the three sizes; the ratio is to the image network."""
     rows = []
     for side in (16, 32, 64):
-        image = peak(f"UNet2DConditionModel {side}", partial(_step, options.num_frames, side, False))
-        video = peak(f"VideoUNet {side}", partial(_step, options.num_frames, side, True))
+        image = accounted(f"UNet2DConditionModel {side}", partial(_step, options.num_frames, side, False))
+        video = accounted(f"VideoUNet {side}", partial(_step, options.num_frames, side, True))
         rows += [row | {"ratio": row["peak GB"] / image["peak GB"]} for row in (image, video)]
     return rows
 
@@ -233,6 +245,7 @@ def main() -> None:
     add("--what", choices=("inference", "training"), default="inference")
     add("--model", type=Path, metavar="FOLDER", help="compute the chain with these networks")
     add("--output", type=Path, default=Path("sd_chain.mp4"), help="the video of --model (default sd_chain.mp4)")
+    add("--device", choices=("cpu", "cuda"), default="cpu", help="of --model; on CUDA the peaks are the allocator's")
     add("--num-frames", type=int, default=16)
     add("--temporal-factor", type=int, default=8)
     add("--steps", type=int, default=2, help="of every stage; memory does not depend on it (default 2)")

@@ -19,6 +19,7 @@ step text_encoder
 step autoencoder
 assemble
 step text_to_image_small
+step text_to_image_middle
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
