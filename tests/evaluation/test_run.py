@@ -242,7 +242,8 @@ def digests(folder: Path) -> dict[str, str]:
 @pytest.fixture(scope="module")
 def made(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("made")
-    assert generate_missing(production(tiny_folder), PROMPTS, output, ALONE) == [f"{index:06d}.mp4" for index in range(3)]
+    made = production(tiny_folder)
+    assert generate_missing(made, made.jobs(PROMPTS), output, ALONE) == [f"{index:06d}.mp4" for index in range(3)]
     return output
 
 
@@ -264,17 +265,16 @@ def test_what_is_missing_is_made_again_alike_by_any_rank(made: Path, tiny_folder
     (made / "videos" / "000001.mp4").unlink()
     (made / "videos" / "000002.mp4").unlink()
     told: list[str] = []
+    again = production(tiny_folder, batch_size=1)
     for rank in range(2):
-        generate_missing(
-            production(tiny_folder, batch_size=1), PROMPTS, made, InTurn(Ranks(rank, 2, torch.device("cpu"))), told.append
-        )
+        generate_missing(again, again.jobs(PROMPTS), made, InTurn(Ranks(rank, 2, torch.device("cpu"))), told.append)
     assert [line for line in told if "missing" in line] == ["1 of 2 videos are missing", "1 of 1 videos are missing"]
     after = digests(made)
     assert after.keys() == before.keys()
     for name in ("videos/000001.mp4", "videos/000002.mp4"):
         first, second = read_video(made / name), before[name]
         assert after[name] == second or len(first) == 3  # another batch may change the last bits of a frame
-    generate_missing(production(tiny_folder), PROMPTS, made, ALONE, lambda line: pytest.fail(line))
+    generate_missing(again, again.jobs(PROMPTS), made, ALONE, lambda line: pytest.fail(line))
 
 
 @pytest.mark.parametrize(
@@ -289,8 +289,9 @@ def test_what_is_missing_is_made_again_alike_by_any_rank(made: Path, tiny_folder
 def test_another_runs_videos_are_not_taken_for_ours(
     made: Path, tiny_folder: Path, changes: dict[str, Any], prompts: list[str], named: str
 ) -> None:
+    other = production(tiny_folder, **changes)
     with pytest.raises(UserError, match=f"made with another {named}"):
-        generate_missing(production(tiny_folder, **changes), prompts, made, ALONE)
+        generate_missing(other, other.jobs(prompts), made, ALONE)
 
 
 def test_a_pipeline_is_evaluated_whole(made: Path, tiny_folder: Path, clip_folder: Path) -> None:

@@ -54,6 +54,14 @@ DIORAMA = """\
 Does mini do what it is told? Prompts for held-out (colour, shape, motion) triples of Diorama, and of each video, by classical
 vision: colour, shape, motion, speed, place, time, weather, camera. --true-clips measures the checker instead of a model."""
 
+CONTROL = """\
+What steers a video, on Diorama: the same words with four references (Figure 3), one reference with four motions, the same at
+twice the frame rate, and how near the first frame is to its reference. --pictures: photos of yours are followed too?"""
+
+GALLERY = """\
+Draw what a pipeline makes of the README's prompts, of four references and four motions (Figure 3), and the strips of Figures 6
+and 7, as FOLDER/*.jpg. The first seeds and scenes, never a choice; FOLDER/made has the videos and numbers behind them."""
+
 COMPARE = """\
 Two results side by side. Refused where their fingerprints differ, naming what differs; --allow lets one key differ."""
 
@@ -87,6 +95,11 @@ def add_commands(commands: Any, whole: Whole, real: Real) -> None:
     _add_diorama(parser, whole, real)
     _add_generation(parser, whole, real, instead="true-clips")
     _add_machine(parser)
+    parser = kind("control", "what steers a video (figure 3)", CONTROL)
+    _add_output(parser)
+    _add_control(parser, whole, real)
+    _add_generation(parser, whole, real, instead="")
+    _add_machine(parser)
     for name, help, description in (
         ("interpolation", "flow, slerp or blending (figure 6)", INTERPOLATION),
         ("decoder", "video or image decoder (figure 7)", DECODER),
@@ -103,6 +116,11 @@ def add_commands(commands: Any, whole: Whole, real: Real) -> None:
         "--allow", action="append", default=[], metavar="KEY", help="may differ, such as seeds or versions.torch"
     )
     _add_study(commands, whole)
+    gallery = commands.add_parser("gallery", help="the README's pictures", description=GALLERY)
+    gallery.set_defaults(run=_later("gallery"), num_frames=16, fps=None)
+    _add_output(gallery)
+    _add_generation(gallery, whole, real, instead="")
+    _add_machine(gallery)
 
 
 # Options
@@ -143,6 +161,14 @@ def _add_diorama(parser: Any, whole: Whole, real: Real) -> None:
     add("--num-frames", type=whole(2, 256), default=16, metavar="N", help="so many frames (default 16)")
     add("--fps", type=real(0.1, 960), help="default: the model's; of true clips 4")
     add("--batch", type=whole(1, 1024), default=8, metavar="N", help="videos in memory at once (default 8)")
+
+
+def _add_control(parser: Any, whole: Whole, real: Real) -> None:
+    add = parser.add_argument
+    add("--count", type=whole(1, 100_000), default=16, metavar="N", help="scenes, ten videos each (default 16)")
+    add("--pictures", type=Path, metavar="FOLDER", help="images of any kind to be references too")
+    add("--num-frames", type=whole(2, 256), default=16, metavar="N", help="so many frames (default 16)")
+    add("--fps", type=real(0.1, 480), help="the slower of the two rates (default: the model's)")
 
 
 def _add_networks(parser: Any, name: str, whole: Whole) -> None:

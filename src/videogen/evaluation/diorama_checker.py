@@ -74,6 +74,7 @@ def check(frames: np.ndarray, fps: float) -> Reading:
             "frames_with_object": int(thing.known.sum()),
             "frames_read": len(chosen),
             "misfits": {name: round(value, 3) for name, value in near},
+            "drift": _drift(thing.pose[known], chosen[known]) if seen else None,
             "place_distance": round(off, 1),
             "pan": round(camera.pan, 4),
             "zoom": round(camera.zoom, 4),
@@ -81,6 +82,13 @@ def check(frames: np.ndarray, fps: float) -> Reading:
             "falling": [round(float(value), 4) for value in falling],
         },
     )
+
+
+def _drift(pose: np.ndarray, frames: np.ndarray) -> float:
+    """How far the object's centre goes from one frame of the video to the next, in frame widths: of the straight course that
+    fits its track (N, 4) at these frames best."""
+    since = frames - frames.mean()
+    return round(float(np.hypot(*(since @ pose[:, :2] / np.square(since).sum()))), 5)
 
 
 def agreement(reading: Reading, labels: Labels) -> dict[str, bool]:

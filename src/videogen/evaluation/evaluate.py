@@ -107,7 +107,8 @@ def _videos(request: Request, team: Team, say: Say) -> VideoFolderSamples:
         assert request.folder is not None
         return VideoFolderSamples(request.folder, request.sampling, request.skip_bad, fps=request.fps)
     assert request.prompts is not None
-    names = generate_missing(request.production, request.prompts.texts, request.output, team, say)
+    jobs = request.production.jobs(request.prompts.texts)
+    names = generate_missing(request.production, jobs, request.output, team, say)
     team.wait()
     return VideoFolderSamples(request.output / VIDEOS, request.sampling, request.skip_bad, names, request.fps)
 

@@ -171,6 +171,26 @@ def diorama(options: argparse.Namespace) -> None:
     _run(options, work)
 
 
+def control(options: argparse.Namespace) -> None:
+    opencv()
+    from videogen.evaluation.control import control
+
+    production = _production(options)
+    _run(options, lambda team, say: control(production, options.count, options.pictures, options.output, team, say))
+
+
+def gallery(options: argparse.Namespace) -> None:
+    opencv()
+    from videogen.evaluation.gallery import gallery
+
+    def work(team: Team, say: _Narrator) -> None:
+        if team.ranks.size > 1:
+            raise UserError("a gallery is drawn by one process")
+        print("\n".join(map(str, gallery(_production(options), options.output, team, say))))
+
+    _run(options, work)
+
+
 def interpolation(options: argparse.Namespace) -> None:
     _over_clips(options, ablations.interpolation)
 

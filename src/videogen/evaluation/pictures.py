@@ -63,9 +63,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def write_picture(picture: Image.Image, path: Path) -> None:
-    """As PNG, whole or not at all. Raises UserError."""
+    """As PNG, or as the path's ending says; whole or not at all. Raises UserError."""
+    form = {".jpg": "JPEG"}.get(path.suffix, "PNG")
     with staging(path) as folder:
-        picture.save(folder / "picture", format="PNG")
+        picture.save(folder / "picture", format=form, quality=88)
         (folder / "picture").replace(path)
 
 

@@ -77,28 +77,28 @@ class Production:
 
 
 class EvaluatedPipeline(VideoGenPipeline):
-    """The pipeline, remembering the reference images of its last call: how well frame 0 keeps to them is measured."""
+    """The pipeline, keeping the reference images of its videos: how well frame 0 follows them is measured."""
 
-    last_references: Sequence[Image.Image] = ()
+    references: Sequence[Image.Image] = ()
+    """Of the videos made so far, in their order, until they are taken."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         output = super().__call__(*args, **kwargs)
         assert isinstance(output, VideoGenOutput)
-        self.last_references = output.reference or ()
+        self.references = [*self.references, *(output.reference or ())]
         return output
 
 
 def generate_missing(
-    production: Production, prompts: Sequence[str], output: Path, team: Team, say: Callable[[str], None] = lambda _: None
+    production: Production, jobs: Sequence[Job], output: Path, team: Team, say: Callable[[str], None] = lambda _: None
 ) -> list[str]:
-    """Make this rank's share of output/videos (and output/references) as far as it is not there.
+    """Make this rank's share of output/videos (and output/references) as far as it is not there. jobs: numbered from 0.
 
     Returns the names of all samples. Raises UserError where a file of that name is another run's.
     """
     videos, references = output / VIDEOS, output / REFERENCES
     for folder in (videos, references):
         folder.mkdir(parents=True, exist_ok=True)
-    jobs = production.jobs(prompts)
     mine = jobs[team.ranks.rank :: team.ranks.size]
     origin = describe_model(production.model)
     missing = [job for job in mine if not _is_there(videos / production.name(job.index), job, production, origin)]
@@ -107,8 +107,8 @@ def generate_missing(
         say(f"{len(missing)} of {len(mine)} videos are missing")
         made = generate(pipe, missing, production.options, batch_size=production.batch_size, origin=origin)
         for position, (job, video) in enumerate(made):
-            if pipe.last_references:
-                picture = pipe.last_references[position % production.batch_size]
+            if pipe.references:
+                picture, *pipe.references = pipe.references
                 write_picture(picture, references / f"{job.index:06d}.png")
             write_video(video, videos / production.name(job.index), overwrite=True)
             say(f"{position + 1} of {len(missing)}: {videos / production.name(job.index)}")
@@ -132,7 +132,7 @@ def _is_there(path: Path, job: Job, production: Production, origin: Mapping[str,
     wanted = {
         "prompt": job.prompt,
         "seed": job.seed,
-        "reference": {"name": production.reference},
+        "reference": job.reference.describe(),
         "negative_prompt": options.pop("negative_prompt"),
         "weights": origin["weights"],
     }
