@@ -14,7 +14,7 @@ HEAVY = ("torch", "numpy", "PIL", "av", "diffusers", "transformers", "tqdm")
 
 
 def fresh(code: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=60)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, timeout=560)
 
 
 @pytest.mark.parametrize(

@@ -138,7 +138,7 @@ def test_micro_batches_equal_one_batch(tmp_path: Path, size: int) -> None:
 def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
     settings = ["dropout=false", "adversary=true", "micro_batch=1"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(TOY)]
-    subprocess.run([*command, str(tmp_path / "two"), *settings], check=True, capture_output=True, timeout=100)
+    subprocess.run([*command, str(tmp_path / "two"), *settings], check=True, capture_output=True, timeout=560)
     one = train(tmp_path / "one", {"dropout": False, "adversary": True})
     assert_close(state(tmp_path / "two", 6), state(one, 6))
     assert_close(load_network(tmp_path / "two"), load_network(one))
@@ -154,7 +154,7 @@ def test_sigterm_saves_and_the_same_command_goes_on(whole: Path, tmp_path: Path)
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.terminate()
-    _, told = process.communicate(timeout=60)
+    _, told = process.communicate(timeout=560)
     assert process.returncode == 143, told
     assert "the same command goes on" in told
     train(tmp_path, {"adversary": True}, save_every=100, workers=1)
