@@ -15,16 +15,19 @@ assemble() { "$videogen" assemble --from "$out" -o "$out/pipeline"; } # what is 
 
 # What the paper takes ready-made (Stable Diffusion and CLIP), made here at mini's size
 [ -d "$out/tokenizer" ] || "$videogen" prepare tokenizer -o "$out/tokenizer"
+step text_encoder_start
 step text_encoder
 step autoencoder
 assemble
 step text_to_image_small
 step text_to_image_middle
+step text_to_image_long
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
 step base_start
 step base_middle
+step base_attention
 step base
 step super_resolution_1
 step super_resolution_2
