@@ -18,6 +18,7 @@ from measuring import Row, parser, report
 from PIL import Image
 
 from videogen.evaluation.fidelity import psnr
+from videogen.pipeline import to_uint8
 from videogen.restoration.restorer import Output, Restorer
 from videogen.restoration.source import Frame
 from videogen.stages import temporal_super_resolution as tsr
@@ -50,8 +51,7 @@ def plain_chain(restorer: Restorer, pixels: np.ndarray, fps: float) -> np.ndarra
         generators=[torch.Generator().manual_seed(0)],
         num_steps=restorer.num_steps,
     )
-    found = decode_video(restorer.video_decoder, latents)[0, 1::2]
-    return ((found + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).numpy()
+    return to_uint8(decode_video(restorer.video_decoder, latents)[0, 1::2])
 
 
 def compare(path: Path, restorer: Restorer, count: int, size: tuple[int, int]) -> Row:

@@ -59,7 +59,7 @@ What steers a video, on Diorama: the same words with four references (Figure 3),
 twice the frame rate, and how near the first frame is to its reference. --pictures: photos of yours are followed too?"""
 
 GALLERY = """\
-Draw what a pipeline makes of the README's prompts, of four references and four motions (Figure 3), and the strips of Figures 6
+Draw what a pipeline makes of six prompts, of four references and four motions (Figure 3), and the strips of Figures 6
 and 7, as FOLDER/*.jpg. The first seeds and scenes, never a choice; FOLDER/made has the videos and numbers behind them."""
 
 COMPARE = """\
@@ -116,7 +116,7 @@ def add_commands(commands: Any, whole: Whole, real: Real) -> None:
         "--allow", action="append", default=[], metavar="KEY", help="may differ, such as seeds or versions.torch"
     )
     _add_study(commands, whole)
-    gallery = commands.add_parser("gallery", help="the README's pictures", description=GALLERY)
+    gallery = commands.add_parser("gallery", help="pictures of what a pipeline does", description=GALLERY)
     gallery.set_defaults(run=_later("gallery"), num_frames=16, fps=None)
     _add_output(gallery)
     _add_generation(gallery, whole, real, instead="")

@@ -7,7 +7,7 @@ at twice the frame rate. A video is read by the classical checker, and its frame
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,12 @@ from videogen.evaluation.diorama_benchmark import CHECKER
 from videogen.evaluation.diorama_checker import Reading, check
 from videogen.evaluation.evaluate import describe
 from videogen.evaluation.fidelity import psnr
+from videogen.evaluation.measures import Number
 from videogen.evaluation.pictures import Rows, side_by_side, spread, write_picture, write_text
 from videogen.evaluation.production import REFERENCES, VIDEOS, Production, Team, generate_missing
 from videogen.evaluation.result import Result, fingerprint
 from videogen.evaluation.statistics import bootstrap, wilson
-from videogen.evaluation.videos import Sample, Sampling, VideoFolderSamples
+from videogen.evaluation.videos import IMAGE_SUFFIXES, Sample, Sampling, VideoFolderSamples
 from videogen.generation import Job, Reference
 from videogen.video import read_image
 
@@ -70,7 +71,7 @@ def control(production: Production, count: int, pictures: Path | None, output: P
 
     count: of scenes; pictures: a folder of images of any kind, each given with the words of a scene.
     """
-    world, files = scenes(count), image_files(pictures)
+    world, given = scenes(count), own_pictures(pictures)
 
     def make(name: str, jobs: Sequence[tuple[str, Reference]], made: Production = production) -> VideoFolderSamples:
         numbered = [Job(prompt, made.seed + at, at, reference) for at, (prompt, reference) in enumerate(jobs)]
@@ -86,26 +87,25 @@ def control(production: Production, count: int, pictures: Path | None, output: P
     doubled = dataclasses.replace(production, options=dataclasses.replace(production.options, fps=2 * rate))
     fast = make("twice_the_rate", _moving(world, STRAIGHT), doubled)
     own = None
-    if files:
-        said = [world[at % len(world)].prompt for at in range(len(files))]
-        own = make("pictures", [(prompt, Reference.named(str(file))) for prompt, file in zip(said, files, strict=True)])
+    if given:
+        own = make("pictures", [(world[at % len(world)].prompt, picture) for at, picture in enumerate(given)])
     if not team.ranks.first:
         return []
     say("reading the videos")
     shown, shown_fast = ([check(each.frames, each.fps or rate) for each in videos.samples()] for videos in (motions, fast))
-    references = [np.asarray(picture.image) for scene in world for picture in scene.pictures]
+    references = [picture.image for scene in world for picture in scene.pictures if picture.image is not None]
     results = [
-        _result("control_first_frame_psnr", first_frames(layouts, output / "references"), layouts, production),
-        _result("control_references", own_reference(list(layouts.samples()), references), layouts, production),
-        _result("control_motions", motions_shown(shown), motions, production),
+        _result(first_frames("control_first_frame_psnr", layouts), layouts, production),
+        _result(own_reference(list(layouts.samples()), references), layouts, production),
+        _result(motions_shown(shown), motions, production),
     ]
     ratio = steps_at_rates(shown, shown_fast)
     if ratio is None:
         say("note: no object was seen to move, so nothing can be said about the frame rate")
     else:
-        results.append(_result("control_step_at_twice_the_rate", ratio, fast, doubled))
+        results.append(_result(ratio, fast, doubled))
     if own is not None:
-        results.append(_result("control_pictures_psnr", first_frames(own, output / "pictures"), own, production))
+        results.append(_result(first_frames("control_pictures_psnr", own), own, production))
     for each in results:
         each.write(output / f"{each.metric}.json")
     text = describe(results, {})
@@ -115,15 +115,14 @@ def control(production: Production, count: int, pictures: Path | None, output: P
     return results
 
 
-def image_files(folder: Path | None) -> list[Path]:
-    """The images of a folder in the order of their names. Raises UserError where there is none."""
+def own_pictures(folder: Path | None) -> list[Reference]:
+    """The images of a folder in the order of their names. Raises UserError where there is none, or one cannot be read."""
     if folder is None:
         return []
-    endings = set(Image.registered_extensions())
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in endings)
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not found:
-        raise UserError(f"no image in {folder}")
-    return found
+        raise UserError(f"no image in {folder}: expected {', '.join(sorted(IMAGE_SUFFIXES))}")
+    return [Reference.named(str(path)) for path in found]
 
 
 def _moving(world: Sequence[Scene], motions: Sequence[str]) -> list[tuple[str, Reference]]:
@@ -136,44 +135,36 @@ def _moving(world: Sequence[Scene], motions: Sequence[str]) -> list[tuple[str, R
 # What is measured
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A number over videos, its 95% interval, and what is behind it as JSON types."""
-
-    value: float
-    interval: tuple[float, float] | None
-    details: Mapping[str, Any]
-
-
-def first_frames(videos: VideoFolderSamples, place: Path) -> Measured:
+def first_frames(metric: str, videos: VideoFolderSamples) -> Number:
     """Mean PSNR of the first frame to the reference as the pipeline cropped and resized it, dB."""
-    values = np.array([psnr(each.frames[0], _as_given(each, place)) for each in videos.samples()])
-    return Measured(float(values.mean()), _interval(values), {"each": [round(float(value), 2) for value in values]})
+    values = np.array([psnr(each.frames[0], _as_given(each, videos)) for each in videos.samples()])
+    interval = bootstrap(values, np.mean, seed=0) if len(values) > 1 else None
+    each = [round(float(value), 2) for value in values]
+    return Number(metric, float(values.mean()), None, interval, details={"each": each})
 
 
-def _as_given(sample: Sample, place: Path) -> np.ndarray:
+def _as_given(sample: Sample, videos: VideoFolderSamples) -> np.ndarray:
     """The reference of a video, uint8 RGB at the size of its frames."""
-    height, width = sample.frames.shape[1:3]
-    picture = read_image(place / REFERENCES / f"{sample.index:06d}.png")
-    return np.asarray(picture.resize((width, height), Image.Resampling.BOX))
+    return _resized(read_image(videos.folder.parent / REFERENCES / f"{sample.index:06d}.png"), sample.frames)
 
 
-def own_reference(videos: Sequence[Sample], references: Sequence[np.ndarray]) -> Measured:
+def _resized(picture: Image.Image, frames: np.ndarray) -> np.ndarray:
+    """uint8 (H, W, 3), as large as `frames` (F, H, W, 3)."""
+    return np.asarray(picture.resize((frames.shape[2], frames.shape[1]), Image.Resampling.BOX))
+
+
+def own_reference(videos: Sequence[Sample], references: Sequence[Image.Image]) -> Number:
     """The share of videos whose last frame is nearer, in squared error, to their own reference than to any of the other
-    `PICTURES` - 1 of the same words. references: uint8 (S, S, 3), in the order of the videos; chance is 1 / PICTURES."""
+    `PICTURES` - 1 of the same words. references: RGB, in the order of the videos; chance is 1 / PICTURES."""
     right = []
     for sample in videos:
-        height, width = sample.frames.shape[1:3]
         start = sample.index // PICTURES * PICTURES
-        resized = [
-            np.asarray(Image.fromarray(each).resize((width, height), Image.Resampling.BOX))
-            for each in references[start : start + PICTURES]
-        ]
+        resized = [_resized(each, sample.frames) for each in references[start : start + PICTURES]]
         right.append(int(np.argmax([psnr(sample.frames[-1], each) for each in resized])) == sample.index - start)
-    return _share(right, {})
+    return _share("control_references", right)
 
 
-def motions_shown(readings: Sequence[Reading]) -> Measured:
+def motions_shown(readings: Sequence[Reading]) -> Number:
     """The share of videos, one for each of `ASKED` a scene, that show the motion asked for; by word [right, asked]."""
     words: dict[str, list[int]] = {motion: [0, 0] for motion in ASKED}
     right = []
@@ -182,10 +173,10 @@ def motions_shown(readings: Sequence[Reading]) -> Measured:
         right.append(reading.motion == motion)
         words[motion][0] += right[-1]
         words[motion][1] += 1
-    return _share(right, {"by_word": words})
+    return _share("control_motions", right, by_word=words)
 
 
-def steps_at_rates(readings: Sequence[Reading], fast: Sequence[Reading]) -> Measured | None:
+def steps_at_rates(readings: Sequence[Reading], fast: Sequence[Reading]) -> Number | None:
     """How far the object goes from frame to frame at twice the frame rate, over that of `readings`: 0.5 is right.
 
     The ratio of the sums over all pairs of videos in which an object is seen. readings: one for each of `ASKED` a scene; fast:
@@ -203,29 +194,26 @@ def steps_at_rates(readings: Sequence[Reading], fast: Sequence[Reading]) -> Meas
         return None
     step, at_twice = (round(float(mean), 5) for mean in table.mean(0))
     about = {"pairs": len(table), "step": step, "step_at_twice": at_twice}
-    return Measured(_ratio(table), bootstrap(table, _ratio, seed=0) if len(table) > 1 else None, about)
+    interval = bootstrap(table, _ratio, seed=0) if len(table) > 1 else None
+    return Number("control_step_at_twice_the_rate", _ratio(table), None, interval, details=about)
 
 
 def _ratio(steps: np.ndarray) -> float:
     return float(steps[:, 1].sum() / max(steps[:, 0].sum(), 1e-9))
 
 
-def _share(right: Sequence[bool], details: Mapping[str, Any]) -> Measured:
+def _share(metric: str, right: Sequence[bool], **details: Any) -> Number:
     about = {"right": sum(right), "asked": len(right), **details}
-    return Measured(float(np.mean(right)), wilson(sum(right), len(right)), about)
+    return Number(metric, float(np.mean(right)), None, wilson(sum(right), len(right)), details=about)
 
 
-def _interval(values: np.ndarray) -> tuple[float, float] | None:
-    return bootstrap(values, np.mean, seed=0) if len(values) > 1 else None
-
-
-def _result(metric: str, measured: Measured, videos: VideoFolderSamples, production: Production) -> Result:
+def _result(number: Number, videos: VideoFolderSamples, production: Production) -> Result:
     first = videos.read(0)
     return Result(
-        metric=metric,
-        value=measured.value,
-        spread=None,
-        interval=measured.interval,
+        metric=number.metric,
+        value=number.value,
+        spread=number.spread,
+        interval=number.interval,
         samples=len(videos),
         skipped=0,
         fingerprint=fingerprint(
@@ -239,7 +227,7 @@ def _result(metric: str, measured: Measured, videos: VideoFolderSamples, product
             checker=CHECKER,
             scenes=_SEED,
         ),
-        details={**measured.details, "generated": {"model": production.model, **production.describe()}},
+        details={**(number.details or {}), "generated": {"model": production.model, **production.describe()}},
     )
 
 
@@ -257,7 +245,7 @@ def _draw(
 
     def row(videos: VideoFolderSamples, index: int) -> list[np.ndarray]:
         sample = videos.read(index)
-        return [_as_given(sample, videos.folder.parent), *spread(sample.frames, 8)]
+        return [_as_given(sample, videos), *spread(sample.frames, 8)]
 
     def rows(videos: VideoFolderSamples, names: Sequence[str], scene: int) -> Rows:
         return {name: row(videos, scene * len(names) + each) for each, name in enumerate(names)}

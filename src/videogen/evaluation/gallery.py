@@ -1,4 +1,4 @@
-"""The README's pictures, from any pipeline by one command: the same prompts and the first seeds every time, nothing picked.
+"""A gallery of any pipeline by one command: the same prompts and the first seeds every time, nothing picked.
 
 `prompts`: a row a prompt; `references` and `motions`: the first scenes of `evaluate control` (Figure 3); `interpolation` and
 `decoder`: the first held-out clips of Figures 6 and 7.
