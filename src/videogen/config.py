@@ -111,8 +111,7 @@ class TextEncoderOptions:
     tokenizer: str
     storyboard_frame: int = 32  # a clip is shown to the image tower as 2x2 frames of this side, pixels
     initial: str | None = None  # a CLIP to go on from, in transformers' layout
-    words_weight: float = 0.0  # that every state tells its own word (docs/log.md)
-    keep_weight: float = 0.0  # squared distance to the states of `initial`, in shares of their variance
+    words_weight: float = 0.0  # that every state's direction tells its own word (docs/log.md)
 
 
 @dataclass(frozen=True)
