@@ -18,6 +18,7 @@ from videogen.stages.conditions import resize_frames
 from videogen.training.objectives.base import Objective
 
 SHARPNESS = 10.0
+"""Of the cosines that tell words (ours): so low that the loss is small only where the word is most of the state."""
 
 
 class TextEncoderObjective(Objective):
@@ -36,8 +37,9 @@ class TextEncoderObjective(Objective):
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         made = self._build(network)
         if self.options.initial is not None:
+            before = load_network(CLIPModel, self.options.initial)
             try:
-                made.load_state_dict(load_network(CLIPModel, self.options.initial).state_dict())
+                made.load_state_dict(before.state_dict())
             except RuntimeError:
                 raise UserError(f"network: {self.options.initial} is another CLIP than the recipe describes") from None
         if self.options.words_weight:
