@@ -41,7 +41,7 @@ def test_every_network_has_its_place_in_the_order(tiny_pipe: VideoGenPipeline) -
 
 
 def test_networks_are_whole_only_inside_of_their_hooks(pipe: VideoGenPipeline, plain: Tensor) -> None:
-    """As under model offload: a network's weights come before its forward (or `encode`, `text_keys_values`) and go after it."""
+    """As under model offload: a network's weights come before its forward (or `encode`, `read_text`) and go after it."""
     for network in networks(pipe).values():
         add_hook_to_module(network, AlignDevicesHook(torch.device("cpu"), offload=True, place_submodules=True))
         assert all(item.is_meta for item in network.parameters())

@@ -32,7 +32,7 @@ for _logging in (diffusers_logging, transformers_logging):
 Network = TypeVar("Network", bound=nn.Module)
 
 TEXT = 32  # channels of token states
-UNET: dict[str, Any] = {
+LIKE_SD: dict[str, Any] = {
     "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
     "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
     "block_out_channels": (8, 16),
@@ -41,6 +41,8 @@ UNET: dict[str, Any] = {
     "cross_attention_dim": TEXT,
     "norm_num_groups": 4,
 }
+NO_TEXT: dict[str, Any] = {**LIKE_SD, "cross_attention_dim": None}
+UNET: dict[str, Any] = {**LIKE_SD, "addition_embed_type": "text", "addition_embed_type_num_heads": 2}
 CODER: dict[str, Any] = {
     "block_out_channels": (8, 8, 16),
     "layers_per_block": 1,
@@ -52,7 +54,7 @@ IMAGE_CODER: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 3,
     "up_block_types": ("UpDecoderBlock2D",) * 3,
 }
-REFINER: dict[str, Any] = {**UNET, "reference": False, "condition_channels": 12, "cross_attention_dim": None}
+REFINER: dict[str, Any] = {**NO_TEXT, "reference": False, "condition_channels": 12}
 FLOW: dict[str, Any] = {"in_channels": 4, "channels": (8, 8, 8, 8)}
 CLASSIFIER: dict[str, Any] = {
     "sample_size": 16, "num_frames": 4, "block_out_channels": (4, 8, 8, 8), "features": 6, "norm_num_groups": 4,
@@ -127,7 +129,7 @@ def write_stable_diffusion(folder: Path, *, version: int = 1, **changes: Any) ->
         vae=alive(AutoencoderKL(**{**IMAGE_CODER, "mid_block_add_attention": True})),
         text_encoder=alive(CLIPTextModel(CLIPTextConfig(**text))),
         tokenizer=tokenizer,
-        unet=alive(UNet2DConditionModel(**{"sample_size": 8, **UNET, **second, **changes})),
+        unet=alive(UNet2DConditionModel(**{"sample_size": 8, **LIKE_SD, **second, **changes})),
         scheduler=PNDMScheduler(
             beta_start=0.00085,
             beta_end=0.012,

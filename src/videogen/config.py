@@ -111,7 +111,7 @@ class TextEncoderOptions:
     tokenizer: str
     storyboard_frame: int = 32  # a clip is shown to the image tower as 2x2 frames of this side, pixels
     initial: str | None = None  # a CLIP to go on from, in transformers' layout
-    words_weight: float = 0.0  # that every state's direction tells its own word (docs/log.md)
+    words_weight: float = 0.0  # that a state's direction tells its word, the closing ones the labels (docs/log.md)
 
 
 @dataclass(frozen=True)

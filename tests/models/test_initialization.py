@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
-from tiny import CODER, IMAGE_CODER, UNET, alive, clips, randn
+from tiny import CODER, IMAGE_CODER, LIKE_SD, UNET, alive, clips, randn
 from videogen.config import UserError
 from videogen.models.initialization import decoder_tensors, initialize_as_resampler, initialize_from
 from videogen.models.unet import VideoUNet
@@ -105,6 +105,25 @@ def test_attention_may_be_new_in_a_block_that_has_none_and_starts_as_the_identit
     lost = next(name for name in tensors if ".attentions." in name)  # of a block that has attention: nothing new
     with pytest.raises(UserError, match="1 missing tensors"):
         initialize_from(network, {name: item for name, item in tensors.items() if name != lost})
+
+
+@torch.no_grad()
+def test_the_embedding_of_a_whole_text_may_be_new_and_starts_at_zero() -> None:
+    torch.manual_seed(0)
+    source = alive(VideoUNet(**LIKE_SD))
+    network = alive(VideoUNet(**UNET))
+    report = initialize_from(network, source.state_dict())
+    assert report.new
+    assert all(name.startswith("add_embedding.") for name in report.new)
+    given = {
+        "sample": randn(1, 3, 4, 4, 4), "timestep": torch.tensor([70]), "fps": torch.tensor([8.0]),
+        "text": randn(1, 5, UNET["cross_attention_dim"]), "reference": randn(1, 4, 4, 4),
+    }  # fmt: skip
+    torch.testing.assert_close(network(**given), source(**given), rtol=0, atol=1e-5)
+    tensors = network.state_dict()
+    del tensors["add_embedding.norm1.bias"]
+    with pytest.raises(UserError, match="1 missing tensors"):
+        initialize_from(network, tensors)
 
 
 def test_weights_of_another_family_are_refused_by_name(image: UNet2DConditionModel) -> None:

@@ -15,7 +15,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, EulerDiscreteScheduler, UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
-from tiny import UNET, generators, randn, write_stable_diffusion
+from tiny import LIKE_SD, generators, randn, write_stable_diffusion
 from videogen import cli
 from videogen.config import UserError, read_recipe
 from videogen.models.pretrained import COMPONENTS, other_scheduler
@@ -70,7 +70,7 @@ def test_the_folder_makes_videos_whose_networks_are_the_image_networks(made: Mad
     source, folder, _ = made
     pipe = VideoGenPipeline.from_pretrained(folder)
     image = UNet2DConditionModel.from_pretrained(source, subfolder="unet")
-    latents, text = randn(1, 3, 4, 2, 2), randn(1, 5, UNET["cross_attention_dim"])
+    latents, text = randn(1, 3, 4, 2, 2), randn(1, 5, LIKE_SD["cross_attention_dim"])
     t = torch.tensor([300])
     found = pipe.base(latents, t, fps=torch.tensor([8.0]), text=text, reference=randn(1, 4, 2, 2))
     expected = torch.stack([image(frame, t, text).sample for frame in latents.unbind(1)], 1)
@@ -132,7 +132,7 @@ SD_1: dict[str, Any] = {
 
 
 def test_at_stable_diffusions_widths_the_arguments_are_the_recipes() -> None:
-    shape = unet_arguments({**UNet2DConditionModel(**UNET).config, **SD_1})
+    shape = unet_arguments({**UNet2DConditionModel(**LIKE_SD).config, **SD_1})
     standard = inspect.signature(VideoUNet).parameters
 
     def recipe(name: str) -> dict[str, Any]:

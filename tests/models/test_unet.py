@@ -12,11 +12,11 @@ import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor, nn
 
-from tiny import UNET, alive, randn
+from tiny import NO_TEXT, UNET, alive, randn
 from videogen.models.initialization import initialize_from
 from videogen.models.pretrained import load_network
 from videogen.models.pseudo3d import PseudoConv3d, TemporalAttention
-from videogen.models.unet import VideoUNet
+from videogen.models.unet import TextCondition, VideoUNet
 
 LIKE_SD_1: dict[str, Any] = {  # convolutions around the transformers, 8 heads at every level; fewer here
     "down_block_types": ("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
@@ -84,7 +84,7 @@ def test_it_starts_as_the_image_network_frame_by_frame(name: str, size: int) -> 
 
 def test_it_starts_as_an_image_network_without_text() -> None:
     """diffusers' image network always reads a text, so this one is compared with itself frame by frame."""
-    network = VideoUNet(**{**UNET, "cross_attention_dim": None}).eval()
+    network = VideoUNet(**NO_TEXT).eval()
     given = inputs()
     del given["text"]
     whole = network(**given)
@@ -162,13 +162,24 @@ def test_the_condition_is_enlarged_bilinearly_and_reaches_every_frame(trained: V
     assert changed(trained, given, condition=given["condition"] + 1) == [True] * 3
 
 
-def test_keys_and_values_of_a_text_may_be_made_beforehand(trained: VideoUNet) -> None:
+def test_a_text_may_be_read_beforehand(trained: VideoUNet) -> None:
     given = everything()
-    keys_values = trained.text_keys_values(given["text"])
-    assert len(keys_values) == 1 + 1 + 2  # transformers going down, in the middle, going up
-    assert keys_values[0][0].shape == (B, 2, 5, 8)  # (B, heads, L, head size)
-    assert torch.equal(trained(**given), trained(**{**given, "text": keys_values}))
+    read = trained.read_text(given["text"])
+    assert len(read.keys_values) == 1 + 1 + 2  # transformers going down, in the middle, going up
+    assert read.keys_values[0][0].shape == (B, 2, 5, 8)  # (B, heads, L, head size)
+    assert read.embedding is not None
+    assert torch.equal(trained(**given), trained(**{**given, "text": read}))
+    second = {name: item[1:] for name, item in given.items()}
+    torch.testing.assert_close(trained(**second), trained(**{**second, "text": read.rows(slice(1, None))}), rtol=0, atol=1e-5)
     assert changed(trained, given, text=given["text"] + 1) == [True] * 3
+
+
+def test_the_embedding_of_the_whole_text_counts_beside_cross_attention(trained: VideoUNet) -> None:
+    given = everything()
+    read = trained.read_text(given["text"])
+    other = trained.read_text(randn(*given["text"].shape, seed=9))
+    assert changed(trained, {**given, "text": read}, text=TextCondition(read.keys_values, other.embedding)) == [True] * 3  # type: ignore[arg-type,dict-item]
+    assert changed(trained, {**given, "text": read}, text=TextCondition(other.keys_values, read.embedding)) == [True] * 3  # type: ignore[arg-type,dict-item]
 
 
 def test_fps_counts_once_its_layer_moves(fresh: VideoUNet, trained: VideoUNet) -> None:
@@ -194,7 +205,11 @@ def test_wrong_use_is_refused(fresh: VideoUNet) -> None:
         fresh(**{**given, "condition": None})
     with pytest.raises(ValueError, match="takes a condition of 4 channels, not 3"):
         fresh(**{**given, "condition": given["condition"][:, :, :3]})
-    plain = VideoUNet(reference=False, **{**UNET, "cross_attention_dim": None})
+    with pytest.raises(ValueError, match='must be "text" beside a cross_attention_dim'):
+        VideoUNet(**{**UNET, "addition_embed_type": "image"})
+    with pytest.raises(ValueError, match='must be "text" beside a cross_attention_dim'):
+        VideoUNet(**{**UNET, "cross_attention_dim": None})
+    plain = VideoUNet(reference=False, **NO_TEXT)
     bare = {name: given[name] for name in ("sample", "timestep", "fps")}
     with pytest.raises(ValueError, match="one without takes none"):
         plain(**bare, text=given["text"])

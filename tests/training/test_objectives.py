@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -85,7 +86,8 @@ def built(task: Task, folder: Path, **options: Any) -> tuple[Objective, nn.Modul
 
 
 def batch(task: Task) -> ClipBatch:
-    return clips(len(SEEDS), task.frames, flow=task.objective == "latent_flow", labels=task.objective == "video_classifier")
+    labels = task.objective == "video_classifier" or "words_weight" in task.options
+    return clips(len(SEEDS), task.frames, flow=task.objective == "latent_flow", labels=labels)
 
 
 def loss(objective: Objective, network: nn.Module, given: ClipBatch, seeds: tuple[int, ...], step: int = 0) -> Tensor:
@@ -131,7 +133,7 @@ def test_every_weight_is_trained_and_nothing_frozen(tiny_folder: Path, name: str
     assert not any(item.requires_grad for part in frozen for item in part.parameters())
 
 
-def test_states_become_their_words(tiny_folder: Path) -> None:
+def test_states_become_their_words_and_the_closing_ones_what_was_meant(tiny_folder: Path) -> None:
     """States of one word, wherever it stands, end up pointing one way, and those of two words do not."""
     task = TASKS["text_encoder, words"]
     objective, network = built(task, tiny_folder)
@@ -144,15 +146,25 @@ def test_states_become_their_words(tiny_folder: Path) -> None:
         value.backward()
         optimizer.step()
     assert facts["words"] < 0.5  # from the logarithm of the vocabulary
+    assert facts["meaning"] < 0.4  # of 3 to 10 classes an attribute; all of them fit into one direction
     tokens = objective.tokenizer(batch(task).captions, padding="max_length", truncation=True, return_tensors="pt")
     with torch.no_grad():
         states = network.text_model(tokens.input_ids).last_hidden_state
-    said = tokens.attention_mask.bool()
+    said = tokens.attention_mask.bool() & (tokens.input_ids != objective.tokenizer.eos_token_id)
     words, states = tokens.input_ids[said], F.normalize(states[said], dim=-1)
     cosine = (states @ states.T).fill_diagonal_(0.0)
     same = (words[:, None] == words).fill_diagonal_(False)
     assert cosine[same].mean() > 0.9
     assert cosine[~same].mean() < 0.5
+
+
+def test_clips_without_labels_teach_the_words_alone(tiny_folder: Path) -> None:
+    task = TASKS["text_encoder, words"]
+    objective, network = built(task, tiny_folder)
+    unlabelled = dataclasses.replace(batch(task), labels=None)
+    _, facts = objective.loss(network, unlabelled, generators(*SEEDS), 0)
+    assert "words" in facts
+    assert "meaning" not in facts
 
 
 def test_what_cannot_be_gone_on_from_is_refused(tiny_folder: Path) -> None:

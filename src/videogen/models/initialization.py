@@ -1,8 +1,9 @@
 """Starting weights (section 3.5): an image network becomes a video network; level n of the cascade becomes level n + 1.
 
 Every tensor of the source loads by its own name. What has no source must be exactly the new temporal layers, the fps
-embedding and attention in blocks where the source has none, and only `conv_in` may grow (new input channels start at zero):
-checked, not mapped. All that is new starts such that the network computes what the source does.
+embedding, the embedding of a whole text and attention in blocks where the source has none, and only `conv_in` may grow (new
+input channels start at zero): checked, not mapped. All that is new starts such that the network computes what the source
+does.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ def why_new(name: str) -> str:
     """Why a tensor of a video network has no source, and how it starts."""
     if name.startswith("fps_embedding."):
         return "frame rate embedding (3.2), its last layer zero"
+    if name.startswith("add_embedding."):
+        return "embedding of the whole text (ours), its last layer zero"
     if ".attentions." in name and not is_new_in_video(name):
         return "attention of a block that had none (ours), its last projection zero"
     if ".temporal_attention." in name:
@@ -52,8 +55,8 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
     """
     own = network.state_dict()
     unknown = sorted(source.keys() - own.keys())
-    attention = {name for name in own if _is_new_attention(name, source)}
-    missing = sorted(name for name in own.keys() - source.keys() - attention if not is_new_in_video(name))
+    added = {name for name in own if _is_new_attention(name, source) or _is_new_embedding(name, source)}
+    missing = sorted(name for name in own.keys() - source.keys() - added if not is_new_in_video(name))
     if unknown or missing:
         raise UserError(
             f"the weights do not fit {type(network).__name__}: "
@@ -72,8 +75,8 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
         for name in widened:
             own[name].zero_()
             own[name][:, : source[name].shape[1]] = source[name]
-        for name in attention:
-            if ".proj_out." in name:
+        for name in added:
+            if ".proj_out." in name or name.startswith("add_embedding.norm2."):
                 own[name].zero_()
     return InitReport(tuple(copied), tuple(widened), tuple(sorted(own.keys() - source.keys())))
 
@@ -82,6 +85,11 @@ def _is_new_attention(name: str, source: Mapping[str, Tensor]) -> bool:
     """Whether a tensor belongs to the attention of a block that has none in the source."""
     block, found, _ = name.partition(".attentions.")
     return bool(found) and not any(other.startswith(f"{block}.attentions.") for other in source)
+
+
+def _is_new_embedding(name: str, source: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor belongs to the embedding of a whole text, which the source does not have."""
+    return name.startswith("add_embedding.") and "add_embedding.proj.weight" not in source
 
 
 def _only_wider_input(target: Tensor, source: Tensor) -> bool:

@@ -8,12 +8,13 @@ sampling cannot drift apart: the reference is concatenated with the first frame 
 from __future__ import annotations
 
 import itertools
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import TextTimeEmbedding, TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
@@ -21,8 +22,22 @@ from torch import Tensor, nn
 from videogen.models.adapters import NetworkAdapters
 from videogen.models.pseudo3d import Downsample, KeysValues, PseudoConv3d, ResnetBlock, Transformer, Upsample
 
-Text = Tensor | list[KeysValues] | None
-"""Token states (B, L, D), or what `VideoUNet.text_keys_values` made of them."""
+
+@dataclass(frozen=True)
+class TextCondition:
+    """What a network makes of a text, once for all frames and steps: see `VideoUNet.read_text`."""
+
+    keys_values: list[KeysValues]  # of every cross-attention
+    embedding: Tensor | None  # (B, D), of the whole text
+
+    def rows(self, rows: slice) -> TextCondition:
+        """The texts `rows` of the batch."""
+        chosen = [(keys[rows], values[rows]) for keys, values in self.keys_values]
+        return TextCondition(chosen, None if self.embedding is None else self.embedding[rows])
+
+
+Text = Tensor | TextCondition | None
+"""Token states (B, L, D), or what `VideoUNet.read_text` made of them."""
 
 
 BLOCK_TYPES = {"DownBlock2D", "CrossAttnDownBlock2D", "UpBlock2D", "CrossAttnUpBlock2D"}
@@ -93,7 +108,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade),
     `temporal_head_size` (channels of a head of temporal attention),
     and `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`). Without
-    `cross_attention_dim` the network reads no text.
+    `cross_attention_dim` the network reads no text; with `addition_embed_type` "text", as in diffusers, an attention pooling
+    of the whole text (`addition_embed_type_num_heads` heads) joins the time embedding, beside cross-attention.
     """
 
     @register_to_config
@@ -110,6 +126,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         layers_per_block: int = 2,
         attention_head_dim: int | tuple[int, ...] = 8,
         cross_attention_dim: int | None = None,
+        addition_embed_type: str | None = None,
+        addition_embed_type_num_heads: int = 64,
         use_linear_projection: bool = False,
         norm_num_groups: int = 32,
         temporal_head_size: int = 64,
@@ -119,11 +137,11 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         widths, levels = list(block_out_channels), len(block_out_channels)
         if len(down_block_types) != levels or len(up_block_types) != levels:
             raise ValueError("down_block_types, up_block_types and block_out_channels must have the same length")
-        if not 0 <= shared_noise <= 1:
-            raise ValueError(f"shared_noise must lie in 0..1, not {shared_noise}")
         unknown = sorted({*down_block_types, *up_block_types} - BLOCK_TYPES)
         if unknown:
             raise ValueError(f"{unknown[0]!r} is not a block of this network: it has {', '.join(sorted(BLOCK_TYPES))}")
+        if not 0 <= shared_noise <= 1:
+            raise ValueError(f"shared_noise must lie in 0..1, not {shared_noise}")
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
         common = {"text_channels": cross_attention_dim, "groups": norm_num_groups, "linear": use_linear_projection}
         common["temporal_head_size"] = temporal_head_size
@@ -131,11 +149,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
 
         total = in_channels * (2 if reference else 1) + condition_channels
         self.conv_in = PseudoConv3d(total, widths[0], 3, padding=1)
-        self.time_proj = Timesteps(widths[0], flip_sin_to_cos=True, downscale_freq_shift=0)
-        self.time_embedding = TimestepEmbedding(widths[0], embedding)
-        self.fps_embedding = TimestepEmbedding(widths[0], embedding)
-        nn.init.zeros_(self.fps_embedding.linear_2.weight)
-        nn.init.zeros_(self.fps_embedding.linear_2.bias)
+        self._make_embeddings(widths[0], embedding, cross_attention_dim, addition_embed_type, addition_embed_type_num_heads)
 
         skips = [widths[0]]
         self.down_blocks = nn.ModuleList()
@@ -160,13 +174,27 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         for index, layer in enumerate(self._transformers()):
             layer.text_index = index
 
+    def _make_embeddings(self, width: int, embedding: int, text: int | None, kind: str | None, heads: int) -> None:
+        """Of timestep, frame rate (3.2) and, where `kind` is "text", the whole text."""
+        self.time_proj = Timesteps(width, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(width, embedding)
+        self.fps_embedding = TimestepEmbedding(width, embedding)
+        nn.init.zeros_(self.fps_embedding.linear_2.weight)
+        nn.init.zeros_(self.fps_embedding.linear_2.bias)
+        self.add_embedding = None
+        if kind is not None:
+            if kind != "text" or text is None:
+                raise ValueError(f'addition_embed_type must be "text" beside a cross_attention_dim, or None, not {kind!r}')
+            self.add_embedding = TextTimeEmbedding(text, embedding, heads)
+
     def _transformers(self) -> list[Transformer]:
         return [layer for layer in self.modules() if isinstance(layer, Transformer)]
 
     @apply_forward_hook  # an offloaded network is fetched for this too
-    def text_keys_values(self, text: Tensor) -> list[KeysValues]:
-        """Keys and values of every cross-attention for token states (B, L, D): once a prompt, for all frames and steps."""
-        return [layer.keys_values(text) for layer in self._transformers()]
+    def read_text(self, text: Tensor) -> TextCondition:
+        """Token states (B, L, D) -> keys and values of every cross-attention, and the embedding of the whole."""
+        keys_values = [layer.keys_values(text) for layer in self._transformers()]
+        return TextCondition(keys_values, None if self.add_embedding is None else self.add_embedding(text))
 
     def forward(
         self,
@@ -190,8 +218,11 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         num_frames = sample.shape[1]
         x = self._with_conditions(sample, reference, condition).flatten(0, 1)
         x = x.contiguous(memory_format=torch.channels_last)
-        embedding = self._embedding(timestep, fps, sample.dtype).repeat_interleave(num_frames, dim=0)
-        keys_values = self.text_keys_values(text) if isinstance(text, Tensor) else text or []
+        read = self.read_text(text) if isinstance(text, Tensor) else text or TextCondition([], None)
+        keys_values, embedding = read.keys_values, self._embedding(timestep, fps, sample.dtype)
+        if read.embedding is not None:
+            embedding = embedding + read.embedding
+        embedding = embedding.repeat_interleave(num_frames, dim=0)
 
         x = self.conv_in(x, num_frames)
         skips = [x]

@@ -41,13 +41,12 @@ def generate_base(
     text: token states (2B, L, D), B of the negative prompts, then B of the prompts. reference: (B, C, h, w), or None; both
     halves of the guided batch see it. fps: (B,).
     """
-    keys_values = network.text_keys_values(text)
+    read = network.read_text(text)
 
     def predict(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
         copies = len(noisy) // len(fps)
         known = None if reference is None else torch.cat([reference] * copies)
-        chosen = [(keys[rows], values[rows]) for keys, values in keys_values]
-        return network(noisy, timestep, fps=torch.cat([fps] * copies), text=chosen, reference=known)
+        return network(noisy, timestep, fps=torch.cat([fps] * copies), text=read.rows(rows), reference=known)
 
     noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=text)
     guided = diffusion.guided(predict, guidance, scheduler.config.num_train_timesteps)
@@ -73,12 +72,12 @@ def super_resolve(
     text: token states of the prompts alone (B, L, D). Ours: no guidance here, and few steps that start from the upsampled
     latents noised to `strength` of the schedule, since reference and low resolution already fix the content.
     """
-    keys_values = network.text_keys_values(text)
+    read = network.read_text(text)
     batch, frames, channels, height, width = low.shape
     start = torch.nn.functional.interpolate(low.flatten(0, 1), scale_factor=2, mode="bilinear").unflatten(0, (batch, frames))
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        return network(noisy, timestep, fps=fps, text=keys_values, reference=reference, condition=low)
+        return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=low)
 
     shape = (batch, frames, channels, 2 * height, 2 * width)
     noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)

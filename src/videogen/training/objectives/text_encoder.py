@@ -13,6 +13,7 @@ from transformers import CLIPConfig, CLIPModel, CLIPTextConfig, CLIPVisionConfig
 
 from videogen.config import TextEncoderOptions, UserError
 from videogen.data.clips import ClipBatch
+from videogen.data.diorama import ATTRIBUTES
 from videogen.models.pretrained import load_network, load_tokenizer
 from videogen.stages.conditions import resize_frames
 from videogen.training.objectives.base import Objective
@@ -25,7 +26,9 @@ class TextEncoderObjective(Objective):
     """Contrast captions with storyboards: four frames of a clip tiled 2x2, so that motion can be read off one picture.
 
     Contrast looks at the last state of a caption only, and at what a storyboard shows at a glance; the other words' states,
-    which the networks read, may forget what they said. With `words_weight` each of them has to be its own word before all.
+    which the networks read, may forget what they said. With `words_weight` each of them has to be its own word before all, and
+    the states that close a caption (its end and the padding, which have read all of it) what it means: the labels of the
+    clip, where its source knows them, however they were worded.
     The loss contrasts all clips of a forward, so, unlike every other objective, it depends on the size of a micro-batch.
     """
 
@@ -43,7 +46,7 @@ class TextEncoderObjective(Objective):
             except RuntimeError:
                 raise UserError(f"network: {self.options.initial} is another CLIP than the recipe describes") from None
         if self.options.words_weight:
-            self.companion = WordReader(made.config.text_config.hidden_size, len(self.tokenizer))
+            self.companion = Readers(made.config.text_config.hidden_size, len(self.tokenizer))
         return made
 
     def _build(self, network: Mapping[str, Any]) -> CLIPModel:
@@ -74,37 +77,53 @@ class TextEncoderObjective(Objective):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         tokens = self.tokenizer(clips.captions, padding="max_length", truncation=True, return_tensors="pt")
         device = clips.frames.device
-        output = network(
-            input_ids=tokens.input_ids.to(device),
-            attention_mask=tokens.attention_mask.to(device),
-            pixel_values=self.storyboards(clips),
-        )
+        ids = tokens.input_ids.to(device)
+        output = network(input_ids=ids, pixel_values=self.storyboards(clips))  # no mask of the padding, as `encode_text`
         logits, own = output.logits_per_text, torch.arange(len(clips), device=device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         facts = {"contrast": loss.detach(), "accuracy": (logits.argmax(1) == own).float().mean()}
         if self.companion is not None:
             states, said = output.text_model_output.last_hidden_state, tokens.attention_mask.to(device).bool()
-            facts["words"] = F.cross_entropy(self.companion(states[said]), tokens.input_ids.to(device)[said])
-            loss = loss + self.options.words_weight * facts["words"]
+            said &= ids != self.tokenizer.eos_token_id
+            facts |= self.companion.losses(states, ids, said, clips.labels)
+            loss = loss + self.options.words_weight * (facts["words"] + facts.get("meaning", 0.0))
         return loss, {name: value.detach() for name, value in facts.items()}
 
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         return self.storyboards(clips)[:, None]
 
 
-class WordReader(nn.Module):
-    """Tells words by the direction of states only: states (N, D) -> logits (N, words), SHARPNESS times a cosine.
+class Reader(nn.Module):
+    """Tells classes by the direction of states only: states (N, D) -> logits (N, classes), SHARPNESS times a cosine.
 
-    A linear layer would be content with a trace of the word beside everything else, which networks that read the states
-    hardly find (docs/log.md); here the word has to be most of the state.
+    A linear layer would be content with a trace of the class beside everything else, which networks that read the states
+    hardly find (docs/log.md); here it has to be most of the state.
     """
 
-    def __init__(self, channels: int, words: int) -> None:
+    def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(words, channels))
+        self.weight = nn.Parameter(torch.randn(classes, channels))
 
     def forward(self, states: Tensor) -> Tensor:
         return SHARPNESS * F.normalize(states, dim=-1) @ F.normalize(self.weight, dim=-1).T
+
+
+class Readers(nn.Module):
+    """What the states have to tell, and to whom: each word its own, the closing states every attribute at once."""
+
+    def __init__(self, channels: int, words: int) -> None:
+        super().__init__()
+        self.word = Reader(channels, words)
+        self.attributes = nn.ModuleList(Reader(channels, len(classes)) for classes in ATTRIBUTES.values())
+
+    def losses(self, states: Tensor, ids: Tensor, said: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
+        """Cross-entropies of states (B, L, D): of `ids` where `said`, both (B, L), and of labels (B, A), if any, elsewhere."""
+        found = {"words": F.cross_entropy(self.word(states[said]), ids[said])}
+        if labels is not None:
+            closing, clip = states[~said], (~said).nonzero()[:, 0]
+            wrong = [F.cross_entropy(read(closing), labels[clip, i]) for i, read in enumerate(self.attributes)]
+            found["meaning"] = torch.stack(wrong).mean()
+        return found
 
 
 def storyboard(frames: Tensor, side: int) -> Tensor:
