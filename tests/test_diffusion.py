@@ -20,7 +20,7 @@ from torch import Tensor
 
 from tiny import generators, randn
 from videogen import diffusion
-from videogen.config import Guidance, UserError
+from videogen.config import MAX_ETA, Guidance, UserError
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # in diffusers' Euler and others
 
@@ -119,6 +119,29 @@ def test_schedulers_are_exchanged_by_diffusers_convention_at_zero_terminal_snr(n
     drawn = diffusion.sample(predict, randn(2, 10_000, dtype=torch.float64), scheduler, 125, **given)
     assert drawn.mean().item() == pytest.approx(MEAN, abs=0.02)
     assert drawn.std().item() == pytest.approx(SPREAD, rel=0.05)
+
+
+@pytest.mark.parametrize("eta", [0.5, 0.9, MAX_ETA])
+def test_noise_drawn_anew_leaves_the_distribution_as_it_is(eta: float) -> None:
+    """Frames that share a part of their noise at the start share it of what is drawn anew too.
+
+    500 steps: a step that draws anew narrows the distribution by its second order (at 125 steps by 6%)."""
+    noise = diffusion.video_noise((2, 4, 5_000), generators(3, 4), 0.8, torch.zeros((), dtype=torch.float64))
+    options = {"generators": generators(1, 2), "eta": eta, "shared_noise": 0.8}
+    drawn = diffusion.sample(exact(ZERO_SNR, "v_prediction"), noise, ZERO_SNR, 500, **options)
+    assert drawn.mean().item() == pytest.approx(MEAN, abs=0.02)
+    assert drawn.std().item() == pytest.approx(SPREAD, rel=0.05)
+    together = torch.corrcoef(drawn[0])[0, 1].item()
+    assert together == pytest.approx(0.8, abs=0.03)
+    again = diffusion.sample(
+        exact(ZERO_SNR, "v_prediction"), noise[1:], ZERO_SNR, 500, **{**options, "generators": generators(2)}
+    )
+    torch.testing.assert_close(again, drawn[1:], rtol=0, atol=1e-12)  # a sample does not depend on its batch
+
+
+def test_eta_is_refused_by_schedulers_without_it() -> None:
+    with pytest.raises(UserError, match="EulerDiscreteScheduler has no eta"):
+        diffusion.sample(exact(SCHEDULERS["Euler"]), randn(1, 8), SCHEDULERS["Euler"], 4, generators=generators(1), eta=0.5)
 
 
 def consistency(scheduler: Any) -> diffusion.Predict:

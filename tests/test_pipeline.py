@@ -201,9 +201,21 @@ def test_guidance_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeli
     torch.testing.assert_close(*unguided, **CLOSE)
 
 
+def test_eta_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeline) -> None:
+    def made(**options: Any) -> Tensor:
+        return make(tiny_pipe, num_inference_steps=3, **options).frames
+
+    assert torch.equal(made(eta=tiny_pipe.config.eta), made())
+    found = made(eta=0.5)
+    assert torch.equal(made(eta=0.5), found)
+    assert not torch.allclose(made(eta=0.0), found, atol=1e-3)
+
+
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_are_exchanged(tiny_pipe: VideoGenPipeline, name: str) -> None:
-    options = {key: tiny_pipe.config[key] for key in ("guidance_scale", "guidance_rescale")}
+    """The model's eta counts only where the scheduler has one."""
+    options = {key: tiny_pipe.config[key] for key in ("guidance_scale", "guidance_rescale", "eta")}
+    assert options["eta"] > 0
     pipe = VideoGenPipeline(**{**tiny_pipe.components, "scheduler": other_scheduler(tiny_pipe.scheduler, name)}, **options)
     found = make(pipe, num_inference_steps=2).frames
     assert found.isfinite().all()
@@ -274,6 +286,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"guidance_scale": float("nan")}, "the guidance scale must be a finite number"),
     ({"guidance_rescale": float("nan")}, "guidance_rescale must lie in 0..1"),
     ({"guidance_interval": (0.5, 0.2)}, "guidance_interval must be two fractions"),
+    ({"eta": 1.0}, "eta must lie in 0..0.99, not 1.0"),
+    ({"eta": float("nan")}, "eta must lie in 0..0.99"),
     ({"guidance_scale": -1}, "the guidance scale must be a finite number"),
     ({"output_type": "mp4"}, "output_type must be pil, np, pt or latent, not 'mp4'"),
     ({"image": "photo.png"}, "image must be a PIL image"),

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import videogen
 from videogen.commands_init import add_init
-from videogen.config import MAX_STEPS, SCHEDULERS, UserError
+from videogen.config import MAX_ETA, MAX_STEPS, SCHEDULERS, UserError
 from videogen.evaluation.commands import add_commands
 from videogen.restoration.commands import add_commands as add_restoration
 
@@ -135,6 +135,7 @@ def _add_generate(commands: Any) -> None:
         "--guidance-interval", type=_real(0, 1), nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
         help="guide only this part of the schedule, 0 clean to 1 noise (default 0 1); the rest costs half",
     )  # fmt: skip
+    add("--eta", type=_real(0, MAX_ETA), metavar="X", help="share of noise drawn anew in each step (default: the model's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one")
     add("--dtype", choices=("float32", "bfloat16", "float16"), default="float32", help="default float32")
     add("--overwrite", action="store_true", help="replace outputs that exist")
@@ -196,6 +197,7 @@ def _checked_request(arguments: argparse.Namespace) -> tuple[list[Job], Generati
         guidance_scale=arguments.guidance_scale,
         guidance_rescale=arguments.guidance_rescale,
         guidance_interval=tuple(arguments.guidance_interval),
+        eta=arguments.eta,
     )
     jobs = make_jobs(prompts, arguments.seed, arguments.num_videos, Reference.named(arguments.reference))
     outputs = numbered_outputs(arguments.output, len(jobs))

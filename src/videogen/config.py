@@ -37,6 +37,17 @@ SCHEDULERS: Mapping[str, str] = {
 """Names of the command line -> classes of diffusers, each tried (tests/test_diffusion.py)."""
 
 
+MAX_ETA = 0.99
+"""Of DDIM's eta: at 1, rounding makes diffusers take the root of a negative number."""
+
+
+def checked_eta(eta: float) -> float:
+    """`eta`, if it is a share of noise to draw anew in each step (see `diffusion.sample`). Raises UserError otherwise."""
+    if not 0 <= eta <= MAX_ETA:
+        raise UserError(f"eta must lie in 0..{MAX_ETA}, not {eta}")
+    return eta
+
+
 @dataclass(frozen=True)
 class Guidance:
     """How hard, and when, to follow the prompt.

@@ -134,6 +134,8 @@ def sample(
     num_steps: int,
     *,
     generators: list[torch.Generator] | None = None,
+    eta: float = 0.0,
+    shared_noise: float = 0.0,
     start: Tensor | None = None,
     strength: float = 1.0,
     on_step: Callable[[int, Tensor], None] | None = None,
@@ -142,36 +144,53 @@ def sample(
 
     noise: standard normal (B, ...). start, strength: begin from `start` noised to the fraction `strength` (0 < strength <= 1)
     of the schedule instead of from pure noise (SDEdit, Meng et al. 2022). generators: for stochastic schedulers, one a
-    sample. on_step(i, timestep) is called after step i. Works with any diffusers scheduler of one call a step; raises UserError
-    on others (PNDM, Heun), and where `strength` leaves fewer than `num_steps` timesteps.
+    sample. eta: share of the noise that DDIM draws anew in each step (Song et al. 2021, equation 16), 0 <= eta < 1, with
+    frames sharing `shared_noise` of it (see `video_noise`). on_step(i, timestep) is called after step i. Works with any
+    diffusers scheduler of one call a step; raises UserError on others (PNDM, Heun), with `eta` on those that have none, and
+    where `strength` leaves fewer than `num_steps` timesteps.
     """
     if num_steps < 1 or not 0 < strength <= 1:
         raise ValueError(f"num_steps must be >= 1 and 0 < strength <= 1, got {num_steps} and {strength}")
-    scheduler = copy.deepcopy(scheduler)
+    if eta and not has_eta(scheduler):
+        raise UserError(f"{type(scheduler).__name__} has no eta: set it to 0, or use DDIM")
     whole = max(num_steps, round(num_steps / strength)) if start is not None else num_steps
+    scheduler = _scheduled(scheduler, whole, num_steps, strength if start is not None else 1.0, noise.device)
+    timesteps = scheduler.timesteps[-num_steps:]
+    if start is None:
+        latents = noise * scheduler.init_noise_sigma
+    else:
+        latents = scheduler.add_noise(start, noise, timesteps[:1].expand(len(noise)))
+    extra: dict[str, Any] = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+    for index, timestep in enumerate(timesteps):
+        model_input = scheduler.scale_model_input(latents, timestep)
+        output = predict(model_input, timestep.expand(len(latents)))
+        if eta and generators is not None:
+            extra = {"eta": eta, "variance_noise": video_noise(tuple(latents.shape), generators, shared_noise, latents)}
+        latents = scheduler.step(output, timestep, latents, **extra).prev_sample
+        if on_step is not None:
+            on_step(index, timestep)
+    return latents
+
+
+def has_eta(scheduler: Any) -> bool:
+    """Whether a scheduler can draw part of the noise anew in each step, as DDIM does."""
+    return inspect.signature(scheduler.step).parameters.keys() >= {"eta", "variance_noise"}
+
+
+def _scheduled(scheduler: Any, whole: int, num_steps: int, strength: float, device: torch.device) -> Any:
+    """A copy that is set to `whole` timesteps, to begin at the last `num_steps` of them. Raises UserError."""
+    scheduler = copy.deepcopy(scheduler)
     if whole > scheduler.config.num_train_timesteps:
         schedule = scheduler.config.num_train_timesteps
-        fitting = int(schedule * (strength if start is not None else 1))
+        fitting = int(schedule * strength)
         raise UserError(f"at most {fitting} steps fit into the last {strength:g} of a schedule of {schedule}, not {num_steps}")
     try:
-        scheduler.set_timesteps(whole, device=noise.device)
+        scheduler.set_timesteps(whole, device=device)
     except ValueError as error:  # LCM takes no more steps than it was distilled with
         raise UserError(f"{type(scheduler).__name__} cannot take {whole} steps: {str(error).splitlines()[0]}") from None
     if len(scheduler.timesteps) != whole:
         name, calls = type(scheduler).__name__, len(scheduler.timesteps)
         raise UserError(f"{name} makes {calls} calls for {whole} steps; use a scheduler that makes one a step, such as DDIM")
-    timesteps = scheduler.timesteps[-num_steps:]
     if hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(whole - num_steps)
-    if start is None:
-        latents = noise * scheduler.init_noise_sigma
-    else:
-        latents = scheduler.add_noise(start, noise, timesteps[:1].expand(len(noise)))
-    extra = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-    for index, timestep in enumerate(timesteps):
-        model_input = scheduler.scale_model_input(latents, timestep)
-        output = predict(model_input, timestep.expand(len(latents)))
-        latents = scheduler.step(output, timestep, latents, **extra).prev_sample
-        if on_step is not None:
-            on_step(index, timestep)
-    return latents
+    return scheduler

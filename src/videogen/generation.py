@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 import videogen
-from videogen.config import MAX_STEPS, Guidance, UserError
+from videogen.config import MAX_STEPS, Guidance, UserError, checked_eta
 from videogen.video import MAX_FPS, MIN_FPS, Video, read_image
 
 if TYPE_CHECKING:
@@ -64,7 +64,8 @@ class GenerationOptions:
     """What all jobs of a run share; None leaves the choice to the pipeline. Raises UserError on values out of range.
 
     num_frames: of the base network, before temporal super-resolution (n become (n - 1) * temporal_factor + 1); fps: of the
-    finished video; num_inference_steps: a stage of MAX_STEPS -> steps; guidance: see `config.Guidance`.
+    finished video; num_inference_steps: a stage of MAX_STEPS -> steps; guidance: see `config.Guidance`; eta: see
+    `diffusion.sample`.
     """
 
     negative_prompt: str | None = None
@@ -75,6 +76,7 @@ class GenerationOptions:
     guidance_scale: float | None = None
     guidance_rescale: float | None = None
     guidance_interval: tuple[float, float] = (0.0, 1.0)
+    eta: float | None = None
 
     def __post_init__(self) -> None:
         if self.temporal_factor not in TEMPORAL_FACTORS:
@@ -87,6 +89,7 @@ class GenerationOptions:
             raise UserError(f"fps must lie in {MIN_FPS}..{MAX_FPS}, not {self.fps}")
         scale, rescale = self.guidance_scale, self.guidance_rescale
         Guidance(1.0 if scale is None else scale, 0.0 if rescale is None else rescale, self.guidance_interval)
+        checked_eta(self.eta or 0.0)
         for stage, steps in self.num_inference_steps.items():
             if not 1 <= steps <= MAX_STEPS.get(stage, 0):
                 limits = ", ".join(f"{name} 1..{limit}" for name, limit in MAX_STEPS.items())
@@ -169,6 +172,7 @@ def _run(
         guidance_scale=options.guidance_scale,
         guidance_rescale=options.guidance_rescale,
         guidance_interval=options.guidance_interval,
+        eta=options.eta,
         generator=[torch.Generator("cpu").manual_seed(job.seed) for job in batch],
         output_type="np",
         callback_on_step_end=on_step,

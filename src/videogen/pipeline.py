@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
 
-from videogen.config import MAX_STEPS, Guidance, UserError
+from videogen import diffusion
+from videogen.config import MAX_ETA, MAX_STEPS, Guidance, UserError, checked_eta
 from videogen.models.adapters import PipelineAdapters
 from videogen.models.ifrnet import IFRNet
 from videogen.models.pretrained import load_components, pipeline_folder, quiet
@@ -30,7 +31,7 @@ from videogen.stages.conditions import encode_text
 from videogen.stages.decoding import decode_video, num_windows
 from videogen.stages.reference_image import generate_reference, image_to_tensor, images_of_model
 
-_OPTIONS = {"base_fps": (0.001, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1)}
+_OPTIONS = {"base_fps": (0.001, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1), "eta": (0, MAX_ETA)}
 """What model_index.json may say beside the components, and from where to where."""
 DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution": 8, "refiner": 2}
 
@@ -70,6 +71,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         base_fps: float = 4.0,
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
+        eta: float = 0.0,
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -85,7 +87,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             refiner=refiner,
             video_decoder=video_decoder,
         )
-        self.register_to_config(base_fps=base_fps, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale)
+        self.register_to_config(base_fps=base_fps, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, eta=eta)
         self.stage = ""
 
     @classmethod
@@ -114,6 +116,10 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
     def guidance_scale(self) -> float:
         """Guidance of the current call."""
         return self._guidance.scale
+
+    @property
+    def _own_eta(self) -> float:
+        return self.config.eta if diffusion.has_eta(self.scheduler) else 0.0
 
     @property
     def size(self) -> tuple[int, int]:
@@ -155,6 +161,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
+        eta: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: Tensor | None = None,
@@ -175,7 +182,8 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         of the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
         of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
         with keys of DEFAULT_STEPS. guidance_scale, guidance_rescale (default: the model's), guidance_interval: see
-        `config.Guidance`; they act on the reference image and the base network. generator: one, or one a video. latents:
+        `config.Guidance`; eta (default: the model's): share of noise drawn anew in each step, 0 <= eta < 1. These act on the
+        reference image and the base network. generator: one, or one a video. latents:
         finished latents (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or
         "latent".
         callback_on_step_end(pipeline, step, timestep, {}) after each step, counted over all stages. Returns VideoGenOutput, or
@@ -193,6 +201,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             self.config.guidance_rescale if guidance_rescale is None else guidance_rescale,
             guidance_interval,
         )
+        self._eta = checked_eta(self._own_eta if eta is None else eta)
         reference = None
         if latents is None:
             text = self._text(prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, num_videos_per_prompt)
@@ -331,6 +340,7 @@ class _Run:
                 generators,
                 num_steps=self.steps["reference"],
                 guidance=pipeline._guidance,
+                eta=pipeline._eta,
                 on_step=self.stage("reference image"),
             )
             return images.clamp(-1, 1)
@@ -355,6 +365,7 @@ class _Run:
             generators,
             num_steps=self.steps["base"],
             guidance=pipeline._guidance,
+            eta=pipeline._eta,
             on_step=self.stage("base"),
         )
         prompts = text.chunk(2)[1]

@@ -82,7 +82,7 @@ def assemble(runs: Path, output: Path, dtype: str = "float16", image_model: str 
     if output.exists() and not (output / "model_index.json").is_file():
         raise UserError(f"{output} exists and is not a pipeline folder; choose another output")
     parts = _trained_parts(runs, image_model, [name for name in COMPONENTS if name not in missing])
-    write_folder(output, parts, getattr(torch, dtype), options=MINI_GUIDANCE if image_model is None else None)
+    write_folder(output, parts, getattr(torch, dtype), options=MINI_SAMPLING if image_model is None else None)
     return missing
 
 
@@ -103,8 +103,8 @@ def _part_of_image_model(model: str, name: str, cls: type) -> Any:
     return load_scheduler(model) if name == "scheduler" else load_component(cls, model, name)
 
 
-MINI_GUIDANCE = {"guidance_scale": 2.0, "guidance_rescale": 0.7}
-"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR (docs/log.md)."""
+MINI_SAMPLING = {"guidance_scale": 2.0, "guidance_rescale": 0.7, "eta": 0.9}
+"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; new noise mends errors of steps (docs/log.md)."""
 
 
 def mini_scheduler() -> DDIMScheduler:

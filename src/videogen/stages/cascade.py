@@ -34,9 +34,10 @@ def generate_base(
     *,
     num_steps: int,
     guidance: Guidance,
+    eta: float = 0.0,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Latents of `shape` = (B, F, C, h, w) from noise, with guidance towards the text.
+    """Latents of `shape` = (B, F, C, h, w) from noise, with guidance towards the text; eta: see `diffusion.sample`.
 
     text: token states (2B, L, D), B of the negative prompts, then B of the prompts. reference: (B, C, h, w), or None; both
     halves of the guided batch see it. fps: (B,).
@@ -48,9 +49,17 @@ def generate_base(
         known = None if reference is None else torch.cat([reference] * copies)
         return network(noisy, timestep, fps=torch.cat([fps] * copies), text=read.rows(rows), reference=known)
 
-    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=text)
-    guided = diffusion.guided(predict, guidance, scheduler.config.num_train_timesteps)
-    return diffusion.sample(guided, noise, scheduler, num_steps, generators=generators, on_step=on_step)
+    shared = network.config.shared_noise
+    return diffusion.sample(
+        diffusion.guided(predict, guidance, scheduler.config.num_train_timesteps),
+        diffusion.video_noise(shape, generators, shared, like=text),
+        scheduler,
+        num_steps,
+        generators=generators,
+        eta=eta,
+        shared_noise=shared,
+        on_step=on_step,
+    )
 
 
 @torch.no_grad()

@@ -31,9 +31,13 @@ def generate_reference(
     *,
     num_steps: int,
     guidance: Guidance,
+    eta: float = 0.0,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] from token states (2B, L, D): B of the negative prompts, then B of the prompts."""
+    """Images (B, 3, H, W) in [-1, 1] from token states (2B, L, D): B of the negative prompts, then B of the prompts.
+
+    eta: see `diffusion.sample`.
+    """
     factor = 2 ** (len(autoencoder.config.block_out_channels) - 1)
     shape = (len(generators), autoencoder.config.latent_channels, size[0] // factor, size[1] // factor)
 
@@ -46,6 +50,7 @@ def generate_reference(
         scheduler,
         num_steps,
         generators=generators,
+        eta=eta,
         on_step=on_step,
     )
     return torch.cat([autoencoder.decode(part).sample for part in latents.div(autoencoder.config.scaling_factor).split(4)])

@@ -82,7 +82,7 @@ class TextEncoderObjective(Objective):
         logits, own = output.logits_per_text, torch.arange(len(clips), device=device)
         loss = (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
         facts = {"contrast": loss.detach(), "accuracy": (logits.argmax(1) == own).float().mean()}
-        if self.companion is not None:
+        if isinstance(self.companion, Readers):
             states, said = output.text_model_output.last_hidden_state, tokens.attention_mask.to(device).bool()
             said &= ids != self.tokenizer.eos_token_id
             facts |= self.companion.losses(states, ids, said, clips.labels)
