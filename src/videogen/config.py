@@ -24,8 +24,8 @@ class UserError(ValueError):
     """Bad input, told in one line: what is wrong and what to do. The command line prints it and exits with 2."""
 
 
-MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 300, "refiner": 500}
-"""Denoising steps that a stage can take of a schedule of 1000: super-resolution and refiner start part-way."""
+MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 1000, "refiner": 500}
+"""Denoising steps that a stage can take of a schedule of 1000: the refiner starts part-way."""
 
 SCHEDULERS: Mapping[str, str] = {
     "ddim": "DDIMScheduler",

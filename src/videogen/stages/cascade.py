@@ -73,23 +73,20 @@ def super_resolve(
     generators: list[torch.Generator],
     *,
     num_steps: int,
-    strength: float = 0.3,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w).
+    """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w), from noise.
 
-    text: token states of the prompts alone (B, L, D). Ours: no guidance here, and few steps that start from the upsampled
-    latents noised to `strength` of the schedule, since reference and low resolution already fix the content.
+    text: token states of the prompts alone (B, L, D). Ours: no guidance here, and few steps, since reference and low resolution
+    already fix the content. Not from the enlarged latents, noised in part: those are so far from any true latents that a
+    network, which has seen true ones under so little noise, takes their faults for truth (docs/log.md).
     """
     read = network.read_text(text)
     batch, frames, channels, height, width = low.shape
-    start = torch.nn.functional.interpolate(low.flatten(0, 1), scale_factor=2, mode="bilinear").unflatten(0, (batch, frames))
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
         return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=low)
 
     shape = (batch, frames, channels, 2 * height, 2 * width)
     noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)
-    return diffusion.sample(
-        predict, noise, scheduler, num_steps, generators=generators, start=start, strength=strength, on_step=on_step
-    )
+    return diffusion.sample(predict, noise, scheduler, num_steps, generators=generators, on_step=on_step)
