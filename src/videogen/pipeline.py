@@ -31,7 +31,13 @@ from videogen.stages.conditions import encode_text
 from videogen.stages.decoding import decode_video, num_windows
 from videogen.stages.reference_image import generate_reference, image_to_tensor, images_of_model
 
-_OPTIONS = {"base_fps": (0.001, 1000), "guidance_scale": (0, 1000), "guidance_rescale": (0, 1), "eta": (0, MAX_ETA)}
+_OPTIONS = {
+    "base_fps": (0.001, 1000),
+    "guidance_scale": (0, 1000),
+    "guidance_rescale": (0, 1),
+    "eta": (0, MAX_ETA),
+    "super_resolution_steps": (1, MAX_STEPS["super_resolution"]),
+}
 """What model_index.json may say beside the components, and from where to where."""
 DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution": 8, "refiner": 2}
 
@@ -72,6 +78,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
         eta: float = 0.0,
+        super_resolution_steps: int = DEFAULT_STEPS["super_resolution"],
     ) -> None:
         super().__init__()
         self.register_modules(
@@ -87,7 +94,13 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             refiner=refiner,
             video_decoder=video_decoder,
         )
-        self.register_to_config(base_fps=base_fps, guidance_scale=guidance_scale, guidance_rescale=guidance_rescale, eta=eta)
+        self.register_to_config(
+            base_fps=base_fps,
+            guidance_scale=guidance_scale,
+            guidance_rescale=guidance_rescale,
+            eta=eta,
+            super_resolution_steps=super_resolution_steps,
+        )
         self.stage = ""
 
     @classmethod
@@ -103,8 +116,10 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         options = {key: config[key] for key in _OPTIONS if key in config}
         for key, value in options.items():
             low, high = _OPTIONS[key]
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise UserError(f"{folder}/model_index.json: {key} must be a number from {low} to {high}, not {value!r}")
+            whole = key == "super_resolution_steps"
+            if not isinstance(value, int if whole else int | float) or not low <= value <= high:
+                kind = "a whole number" if whole else "a number"
+                raise UserError(f"{folder}/model_index.json: {key} must be {kind} from {low} to {high}, not {value!r}")
         return cls(**parts, **options)
 
     @property
@@ -181,11 +196,10 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         runs), that makes it in place of `unet`. height, width: pixels; default: what the networks were made for. num_frames:
         of the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
         of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
-        with keys of DEFAULT_STEPS. guidance_scale, guidance_rescale (default: the model's), guidance_interval: see
-        `config.Guidance`; eta (default: the model's): share of noise drawn anew in each step, 0 <= eta < 1. These act on the
-        reference image and the base network. generator: one, or one a video. latents:
-        finished latents (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or
-        "latent".
+        with keys of DEFAULT_STEPS, the others being the model's. guidance_scale, guidance_rescale (default: the model's),
+        guidance_interval: see `config.Guidance`; eta (default: the model's): share of noise drawn anew in each step,
+        0 <= eta < 1. These act on the reference image and the base network. generator: one, or one a video. latents: finished
+        latents (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end(pipeline, step, timestep, {}) after each step, counted over all stages. Returns VideoGenOutput, or
         with return_dict=False a tuple of its fields. Raises UserError.
         """
@@ -282,7 +296,7 @@ class _Run:
         self.passes = tsr.num_passes(temporal_factor)
         self.fps = pipeline.config.base_fps * temporal_factor if fps is None else float(fps)
         self.size = (pipeline.size[0] if height is None else height, pipeline.size[1] if width is None else width)
-        self.steps = _steps(steps)
+        self.steps = _steps(steps, {"super_resolution": pipeline.config.super_resolution_steps})
         unit = 4 * pipeline.vae_factor
         if any(side < unit or side % unit for side in self.size):
             raise UserError(f"height and width must be multiples of {unit}, not {self.size[0]} and {self.size[1]}")
@@ -402,13 +416,14 @@ class _Run:
         return decode_video(self.pipeline.video_decoder, latents, on_step=self.stage("decoding"))
 
 
-def _steps(asked: int | Mapping[str, int] | None) -> dict[str, int]:
+def _steps(asked: int | Mapping[str, int] | None, own: Mapping[str, int]) -> dict[str, int]:
+    """Of each stage: what is asked for, else the model's `own`, else the default."""
     given = dict.fromkeys(DEFAULT_STEPS, asked) if isinstance(asked, int) else dict(asked or {})
     for name, value in given.items():
         if not isinstance(value, int) or not 1 <= value <= MAX_STEPS.get(name, 0):
             limits = ", ".join(f"{stage} 1..{limit}" for stage, limit in MAX_STEPS.items())
             raise UserError(f"num_inference_steps: {name}={value}; the stages and their steps are {limits}")
-    return {**DEFAULT_STEPS, **given}
+    return {**DEFAULT_STEPS, **own, **given}
 
 
 def _generators(given: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:

@@ -164,7 +164,15 @@ def test_an_index_that_names_something_else_is_refused(folder: Path, name: str, 
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("base_fps", "fast"), ("base_fps", 0), ("guidance_scale", None), ("guidance_rescale", 2), ("eta", 1)]
+    ("key", "value"),
+    [
+        ("base_fps", "fast"),
+        ("base_fps", 0),
+        ("guidance_scale", None),
+        ("guidance_rescale", 2),
+        ("eta", 1),
+        ("super_resolution_steps", 2.5),
+    ],
 )
 def test_options_of_the_index_are_checked(folder: Path, key: str, value: object) -> None:
     reindex(folder, **{key: value})
