@@ -143,11 +143,11 @@ def sample(
     """Run the reverse process with exactly `num_steps` calls of `predict` and return x_0 (B, ...).
 
     noise: standard normal (B, ...). start, strength: begin from `start` noised to the fraction `strength` (0 < strength <= 1)
-    of the schedule instead of from pure noise (SDEdit, Meng et al. 2022). generators: for stochastic schedulers, one a
-    sample. eta: share of the noise that DDIM draws anew in each step (Song et al. 2021, equation 16), 0 <= eta < 1, with
-    frames sharing `shared_noise` of it (see `video_noise`). on_step(i, timestep) is called after step i. Works with any
-    diffusers scheduler of one call a step; raises UserError on others (PNDM, Heun), with `eta` on those that have none, and
-    where `strength` leaves fewer than `num_steps` timesteps.
+    of the schedule instead of from pure noise (SDEdit, Meng et al. 2022). generators: one a sample, for stochastic schedulers
+    and for `eta`, which counts for nothing without them. eta: share of the noise that DDIM draws anew in each step (Song et
+    al. 2021, equation 16), 0 <= eta < 1, with frames sharing `shared_noise` of it (see `video_noise`). on_step(i, timestep) is
+    called after step i. Works with any diffusers scheduler of one call a step; raises UserError on others (PNDM, Heun), with
+    `eta` on those that have none, and where `strength` leaves fewer than `num_steps` timesteps.
     """
     if num_steps < 1 or not 0 < strength <= 1:
         raise ValueError(f"num_steps must be >= 1 and 0 < strength <= 1, got {num_steps} and {strength}")
