@@ -104,8 +104,8 @@ def _part_of_image_model(model: str, name: str, cls: type) -> Any:
 
 
 MINI_SAMPLING = {"guidance_scale": 2.0, "guidance_rescale": 0.7, "eta": 0.9, "super_resolution_steps": 2}
-"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; new noise mends errors of steps; more steps of
-super-resolution draw sparkles (docs/log.md)."""
+"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; more steps of super-resolution draw sparkles; what eta
+gives is within the spread (docs/log.md)."""
 
 
 def mini_scheduler() -> DDIMScheduler:
