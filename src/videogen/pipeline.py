@@ -27,9 +27,9 @@ from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 from videogen.stages import temporal_super_resolution as tsr
 from videogen.stages.cascade import generate_base, reference_latents, super_resolve
-from videogen.stages.conditions import encode_text
+from videogen.stages.conditions import encode_text, resize_frames
 from videogen.stages.decoding import decode_video, num_windows
-from videogen.stages.reference_image import generate_reference, image_to_tensor, images_of_model
+from videogen.stages.reference_image import generate_reference, image_to_tensor, images_of_model, native_size
 
 _OPTIONS = {
     "base_fps": (0.001, 1000),
@@ -350,14 +350,14 @@ class _Run:
                 pipeline.vae,
                 pipeline.scheduler,
                 text,
-                self.size,
+                native_size(pipeline.unet, self.size, pipeline.vae_factor),
                 generators,
                 num_steps=self.steps["reference"],
                 guidance=pipeline._guidance,
                 eta=pipeline._eta,
                 on_step=self.stage("reference image"),
             )
-            return images.clamp(-1, 1)
+            return resize_frames(images, self.size).clamp(-1, 1)
         pictures = _pictures(image, self.size).to(text)
         if len(generators) % len(pictures):
             raise UserError(f"{len(pictures)} reference images for {len(generators)} videos: give one, or one a prompt")

@@ -108,6 +108,22 @@ def test_attention_may_be_new_in_a_block_that_has_none_and_starts_as_the_identit
 
 
 @torch.no_grad()
+def test_attention_may_be_left_out_of_a_whole_block_and_only_of_a_whole_one() -> None:
+    torch.manual_seed(0)
+    bare = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+    full = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
+    source, network = alive(VideoUNet(**{**UNET, **full})), alive(VideoUNet(**{**UNET, **bare}))
+    report = initialize_from(network, source.state_dict())
+    own, given = network.state_dict(), source.state_dict()
+    assert set(report.left_out) == given.keys() - own.keys() != set()
+    assert all(name.startswith(("down_blocks.0.attentions.", "up_blocks.1.attentions.")) for name in report.left_out)
+    assert all(torch.equal(tensor, given[name]) for name, tensor in own.items())
+    lost = next(name for name in own if ".attentions." in name)
+    with pytest.raises(UserError, match="0 unknown tensors"):
+        initialize_from(network, {name: item for name, item in given.items() if name != lost})
+
+
+@torch.no_grad()
 def test_the_embedding_of_a_whole_text_may_be_new_and_starts_at_zero() -> None:
     torch.manual_seed(0)
     source = alive(VideoUNet(**LIKE_SD))

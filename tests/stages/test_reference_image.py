@@ -11,7 +11,7 @@ from tiny import generators, randn
 from videogen.config import Guidance
 from videogen.pipeline import VideoGenPipeline
 from videogen.stages.conditions import encode_text
-from videogen.stages.reference_image import generate_reference, image_to_tensor
+from videogen.stages.reference_image import generate_reference, image_to_tensor, native_size
 
 GREY = 128 / 127.5 - 1
 
@@ -73,6 +73,20 @@ def test_a_generated_reference_is_the_same_alone_and_in_a_batch(tiny_pipe: Video
     assert not torch.allclose(make(["a blue star"], (5,)), images[1:], atol=1e-2)
     assert torch.equal(make(["a ball"], (3,), 0.0), make(["a star"], (3,), 0.0))  # without guidance the prompt is not seen
     assert not torch.equal(make(["a ball"], (3,)), make(["a star"], (3,)))
+
+
+@pytest.mark.parametrize(
+    ("video", "drawn"),
+    [((16, 16), (16, 16)), ((64, 64), (16, 16)), ((8, 8), (16, 16)), ((32, 64), (16, 32)), ((64, 40), (24, 16))],
+)
+def test_the_network_draws_at_its_own_size_in_the_shape_of_the_video(
+    tiny_pipe: VideoGenPipeline, video: tuple[int, int], drawn: tuple[int, int]
+) -> None:
+    factor, levels = tiny_pipe.vae_factor, len(tiny_pipe.unet.config.block_out_channels)
+    own = tiny_pipe.unet.config.sample_size * factor
+    scaled = tuple(side * own // 16 for side in video), tuple(side * own // 16 for side in drawn)
+    assert own % 16 == 0, (own, factor, levels)
+    assert native_size(tiny_pipe.unet, scaled[0], factor) == scaled[1]
 
 
 def test_only_the_asked_part_of_a_picture_counts() -> None:

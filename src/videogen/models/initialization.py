@@ -3,7 +3,7 @@
 Every tensor of the source loads by its own name. What has no source must be exactly the new temporal layers, the fps
 embedding, the embedding of a whole text and attention in blocks where the source has none, and only `conv_in` may grow (new
 input channels start at zero): checked, not mapped. All that is new starts such that the network computes what the source
-does.
+does. Only the attention of whole blocks may be left out, where a larger network of the cascade cannot afford it.
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from videogen.config import UserError
 
 @dataclass(frozen=True)
 class InitReport:
-    """Names of tensors: copied as they are, widened with zeros, and new (identity or zero at the start)."""
+    """Names of tensors: copied as they are, widened with zeros, new (identity or zero at the start), and left out (the source's
+    attention, in blocks that have none here)."""
 
     copied: tuple[str, ...]
     widened: tuple[str, ...]
     new: tuple[str, ...]
+    left_out: tuple[str, ...] = ()
 
 
 def is_new_in_video(name: str) -> bool:
@@ -54,6 +56,8 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
     Raises UserError, and changes nothing, when a name or a shape does not fit: the two networks are then not of one family.
     """
     own = network.state_dict()
+    left_out = {name for name in source if _is_new_attention(name, own)}
+    source = {name: tensor for name, tensor in source.items() if name not in left_out}
     unknown = sorted(source.keys() - own.keys())
     added = {name for name in own if _is_new_attention(name, source) or _is_new_embedding(name, source)}
     missing = sorted(name for name in own.keys() - source.keys() - added if not is_new_in_video(name))
@@ -78,13 +82,14 @@ def initialize_from(network: nn.Module, source: Mapping[str, Tensor]) -> InitRep
         for name in added:
             if ".proj_out." in name or name.startswith("add_embedding.norm2."):
                 own[name].zero_()
-    return InitReport(tuple(copied), tuple(widened), tuple(sorted(own.keys() - source.keys())))
+    new = sorted(own.keys() - source.keys())
+    return InitReport(tuple(copied), tuple(widened), tuple(new), tuple(sorted(left_out)))
 
 
-def _is_new_attention(name: str, source: Mapping[str, Tensor]) -> bool:
-    """Whether a tensor belongs to the attention of a block that has none in the source."""
+def _is_new_attention(name: str, others: Mapping[str, Tensor]) -> bool:
+    """Whether a tensor belongs to the attention of a block that has none in the network of `others`."""
     block, found, _ = name.partition(".attentions.")
-    return bool(found) and not any(other.startswith(f"{block}.attentions.") for other in source)
+    return bool(found) and not any(other.startswith(f"{block}.attentions.") for other in others)
 
 
 def _is_new_embedding(name: str, source: Mapping[str, Tensor]) -> bool:

@@ -20,6 +20,14 @@ from videogen.stages.conditions import resize_frames
 from videogen.video import to_rgb
 
 
+def native_size(unet: Any, size: tuple[int, int], vae_factor: int) -> tuple[int, int]:
+    """(height, width) in pixels, shaped like `size`, at which the text-to-image network draws: its shorter side is the one it
+    was trained at, since smaller or larger pictures come out cut off or with everything twice."""
+    unit = vae_factor * 2 ** (len(unet.config.block_out_channels) - 1)
+    scale = unet.config.sample_size * vae_factor / min(size) / unit
+    return max(1, round(size[0] * scale)) * unit, max(1, round(size[1] * scale)) * unit
+
+
 @torch.no_grad()
 def generate_reference(
     unet: Any,
