@@ -57,6 +57,7 @@ def main() -> None:
     arguments.add_argument("--count", type=int, default=6, help="clips of each motion (default 6)")
     arguments.add_argument("--guidance-scale", type=float, nargs="+", default=[2.0], metavar="X")
     arguments.add_argument("--eta", type=float, nargs="+", default=[0.0, 0.9], metavar="X")
+    arguments.add_argument("--steps", type=int, help="of the base (default: the model's)")
     options = arguments.parse_args()
     pipe = VideoGenPipeline.from_pretrained(options.model)
     judge = load_network(VideoClassifier, options.judge / "network").eval()
@@ -85,7 +86,7 @@ def main() -> None:
                 tuple(latents[part].shape),
                 clips.fps[part],
                 [torch.Generator().manual_seed(seed) for seed in seeds],
-                num_steps=DEFAULT_STEPS["base"],
+                num_steps=options.steps or {**DEFAULT_STEPS, **pipe.config.num_inference_steps}["base"],
                 guidance=Guidance(scale, pipe.config.guidance_rescale),
                 eta=eta,
             )

@@ -16,7 +16,7 @@ from torch import Tensor
 from videogen.data.clips import collate
 from videogen.data.diorama import Diorama, Labels
 from videogen.evaluation.diorama_checker import ATTRIBUTES, agreement, check
-from videogen.pipeline import VideoGenPipeline, to_uint8
+from videogen.pipeline import DEFAULT_STEPS, VideoGenPipeline, to_uint8
 from videogen.stages.cascade import reference_latents, super_resolve
 from videogen.stages.conditions import encode_frames, resize_frames
 from videogen.stages.decoding import decode_video
@@ -66,7 +66,8 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, nargs="*", help="of super-resolution (default: the model's)")
     options = arguments.parse_args()
     pipe = VideoGenPipeline.from_pretrained(options.model)
-    fps, steps = pipe.config.base_fps, options.steps or [pipe.config.super_resolution_steps]
+    own = {**DEFAULT_STEPS, **pipe.config.num_inference_steps}
+    fps, steps = pipe.config.base_fps, options.steps or [own["super_resolution"]]
     world = Diorama(pipe.size[0], FRAMES, (fps,), seed=SEED, split="held_out")
     labels = [world.labels(index) for index in range(options.count)]
     videos: dict[str, list[np.ndarray]] = {}

@@ -28,11 +28,13 @@ step text_to_image
 step base_start
 step base_middle
 step base_attention
+step base_small
 step base
 step super_resolution_1
 step super_resolution_2
 
 # Section 3.3: temporal super-resolution
+step latent_flow_start
 step latent_flow
 step refiner
 

@@ -214,7 +214,7 @@ def test_eta_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeline) -
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_are_exchanged(tiny_pipe: VideoGenPipeline, name: str) -> None:
     """The model's eta counts only where the scheduler has one."""
-    options = {key: tiny_pipe.config[key] for key in ("guidance_scale", "guidance_rescale", "eta", "super_resolution_steps")}
+    options = {key: tiny_pipe.config[key] for key in ("guidance_scale", "guidance_rescale", "eta", "num_inference_steps")}
     assert options["eta"] > 0
     pipe = VideoGenPipeline(**{**tiny_pipe.components, "scheduler": other_scheduler(tiny_pipe.scheduler, name)}, **options)
     found = make(pipe, num_inference_steps=2).frames

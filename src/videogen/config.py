@@ -150,6 +150,7 @@ class TextToImageOptions:
     image_model: str  # Stable Diffusion folder or hub id; here: its vae, text_encoder, tokenizer and scheduler
     initial: str | None = None  # an earlier text-to-image network to start from
     text_dropout: float = 0.1
+    high_noise: float = 1.0  # timesteps are 1 - u ** high_noise of the schedule: 1 is uniform, more is noisier
 
 
 @dataclass(frozen=True)
@@ -171,6 +172,7 @@ class LatentFlowOptions:
     """The latent flow network (section 3.3)."""
 
     image_model: str
+    initial: str | None = None  # an earlier latent flow network to start from
     teacher: str | None = None  # a pixel IFRNet; None: the exact flow of the data
 
 

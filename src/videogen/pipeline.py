@@ -36,9 +36,8 @@ _OPTIONS = {
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
     "eta": (0, MAX_ETA),
-    "super_resolution_steps": (1, MAX_STEPS["super_resolution"]),
 }
-"""What model_index.json may say beside the components, and from where to where."""
+"""Numbers that model_index.json may say beside the components, and from where to where."""
 DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution": 8, "refiner": 2}
 
 
@@ -78,8 +77,9 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
         eta: float = 0.0,
-        super_resolution_steps: int = DEFAULT_STEPS["super_resolution"],
+        num_inference_steps: Mapping[str, int] | None = None,
     ) -> None:
+        """num_inference_steps: of some stages, in place of DEFAULT_STEPS."""
         super().__init__()
         self.register_modules(
             tokenizer=tokenizer,
@@ -99,7 +99,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             eta=eta,
-            super_resolution_steps=super_resolution_steps,
+            num_inference_steps=dict(num_inference_steps or {}),
         )
         self.stage = ""
 
@@ -116,11 +116,16 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         options = {key: config[key] for key in _OPTIONS if key in config}
         for key, value in options.items():
             low, high = _OPTIONS[key]
-            whole = key == "super_resolution_steps"
-            if not isinstance(value, int if whole else int | float) or not low <= value <= high:
-                kind = "a whole number" if whole else "a number"
-                raise UserError(f"{folder}/model_index.json: {key} must be {kind} from {low} to {high}, not {value!r}")
-        return cls(**parts, **options)
+            if not isinstance(value, int | float) or not low <= value <= high:
+                raise UserError(f"{folder}/model_index.json: {key} must be a number from {low} to {high}, not {value!r}")
+        steps = config.get("num_inference_steps", {})
+        if not isinstance(steps, dict):
+            raise UserError(f"{folder}/model_index.json: num_inference_steps must name stages and their steps, not {steps!r}")
+        try:
+            _steps(steps, {})
+        except UserError as error:
+            raise UserError(f"{folder}/model_index.json: {error}") from None
+        return cls(**parts, **options, num_inference_steps=steps)
 
     @property
     def num_timesteps(self) -> int:
@@ -296,7 +301,7 @@ class _Run:
         self.passes = tsr.num_passes(temporal_factor)
         self.fps = pipeline.config.base_fps * temporal_factor if fps is None else float(fps)
         self.size = (pipeline.size[0] if height is None else height, pipeline.size[1] if width is None else width)
-        self.steps = _steps(steps, {"super_resolution": pipeline.config.super_resolution_steps})
+        self.steps = _steps(steps, pipeline.config.num_inference_steps)
         unit = 4 * pipeline.vae_factor
         if any(side < unit or side % unit for side in self.size):
             raise UserError(f"height and width must be multiples of {unit}, not {self.size[0]} and {self.size[1]}")

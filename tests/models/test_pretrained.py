@@ -171,7 +171,10 @@ def test_an_index_that_names_something_else_is_refused(folder: Path, name: str, 
         ("guidance_scale", None),
         ("guidance_rescale", 2),
         ("eta", 1),
-        ("super_resolution_steps", 2.5),
+        ("num_inference_steps", 2),
+        ("num_inference_steps", {"super_resolution": 2.5}),
+        ("num_inference_steps", {"base": 0}),
+        ("num_inference_steps", {"bass": 20}),
     ],
 )
 def test_options_of_the_index_are_checked(folder: Path, key: str, value: object) -> None:

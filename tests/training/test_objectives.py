@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tiny import CLASSIFIER, CLIP_TOWER, FLOW, IMAGE_CODER, REFINER, UNET, alive, clips, generators, randn
 from videogen.config import UserError, parse_train_config
 from videogen.data.clips import ClipBatch
+from videogen.models.pretrained import load_network
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives import Objective, build_objective
 from videogen.training.objectives.text_encoder import TextEncoderObjective
@@ -116,6 +117,16 @@ def test_micro_batches_make_the_loss_of_the_batch_and_the_generators_all_chance(
     torch.manual_seed(99)
     assert torch.equal(loss(objective, network, given, SEEDS), whole)
     assert torch.equal(loss(objective, network, given, SEEDS[::-1]), whole) != task.random
+
+
+@pytest.mark.parametrize("name", ["text_to_image", "latent_flow"])
+def test_a_network_may_start_from_an_earlier_one_of_its_kind(tiny_folder: Path, name: str) -> None:
+    place = f"runs/{name}/network"
+    options = {**TASKS[name].options, "initial": f"./{place}"}
+    table = {"objective": TASKS[name].objective, "options": options, "network": TASKS[name].network}
+    network = build_objective(parse_train_config(table, "test"), tiny_folder.parent).build(TASKS[name].network)
+    earlier = load_network(type(network), tiny_folder.parent / place).state_dict()
+    assert all(torch.equal(tensor, earlier[key]) for key, tensor in network.state_dict().items())
 
 
 @pytest.mark.parametrize("name", TASKS)

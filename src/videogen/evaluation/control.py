@@ -34,7 +34,7 @@ Say = Callable[[str], None]
 PICTURES = 4  # references a scene
 ASKED = ("moves right", "rises", "grows", "spins")  # of one reference
 STRAIGHT = ("moves right", "rises")  # of these, at both frame rates
-SIZE = 128  # of the references, in pixels; the pipeline resizes them
+SIZE = 256  # of the references, in pixels; the pipeline resizes them
 _SHOWN = 3  # scenes in a picture
 _SEED = 5  # of the scenes: another world than those of the other benchmarks
 

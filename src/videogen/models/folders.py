@@ -103,7 +103,12 @@ def _part_of_image_model(model: str, name: str, cls: type) -> Any:
     return load_scheduler(model) if name == "scheduler" else load_component(cls, model, name)
 
 
-MINI_SAMPLING = {"guidance_scale": 2.0, "guidance_rescale": 0.7, "eta": 0.9, "super_resolution_steps": 2}
+MINI_SAMPLING = {
+    "guidance_scale": 2.0,
+    "guidance_rescale": 0.7,
+    "eta": 0.9,
+    "num_inference_steps": {"base": 20, "super_resolution": 1},
+}
 """Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; more steps of super-resolution draw sparkles; what eta
 gives is within the spread (docs/log.md)."""
 

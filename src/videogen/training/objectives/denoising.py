@@ -82,7 +82,13 @@ class TextToImageObjective(TextConditioned):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         text = self.text(clips.captions, generators)
         latents = encode_frames(self.autoencoder, clips.frames[:, 0])
-        return denoising_loss(self.scheduler, lambda x, t: network(x, t, text).sample, latents, generators)
+        return denoising_loss(
+            self.scheduler,
+            lambda x, t: network(x, t, text).sample,
+            latents,
+            generators,
+            high_noise=self.options.high_noise,
+        )
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:

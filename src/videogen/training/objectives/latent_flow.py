@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from videogen.config import LatentFlowOptions, UserError
 from videogen.data.clips import ClipBatch
 from videogen.models.ifrnet import IFRNet, latent_flow_loss, shrink_flow
+from videogen.models.initialization import initialize_from
 from videogen.models.pretrained import frozen, load_component, load_network
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives.base import Objective, make
@@ -24,9 +25,13 @@ class LatentFlowObjective(Objective):
     def __init__(self, options: LatentFlowOptions) -> None:
         self.autoencoder = load_component(AutoencoderKL, options.image_model, "vae")
         self.teacher = None if options.teacher is None else frozen(load_network(IFRNet, options.teacher))
+        self.initial = options.initial
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
-        return make(IFRNet, network)
+        built = make(IFRNet, network)
+        if self.initial is not None:
+            initialize_from(built, load_network(IFRNet, self.initial).state_dict())
+        return built
 
     def target_flow(self, clips: ClipBatch, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
         """Flow from the middle frame to the first and to the last, in latent pixels, each (B, 2, h, w)."""
