@@ -102,7 +102,7 @@ def test_the_trained_pipeline_makes_a_video(runs: Path, tmp_path: Path) -> None:
     steps = ("--steps", 1, "--num-frames", 2, "--temporal-factor", 4, "--seed", 3)
     videogen("generate", "a red ball bounces", "--model", runs / "pipeline", *steps, "-o", output)
     video = read_video(output)
-    assert (video.frames.shape, video.fps) == ((5, 32, 32, 3), 16)
+    assert (video.frames.shape, video.fps) == ((5, 64, 64, 3), 16)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ball.json", "ball.mp4"]
     assert json.loads((tmp_path / "ball.json").read_text())["prompt"] == "a red ball bounces"
 
