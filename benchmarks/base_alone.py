@@ -21,9 +21,9 @@ from videogen.data.clips import Clip, collate
 from videogen.data.diorama import ATTRIBUTES, MOTIONS, Diorama
 from videogen.models.pretrained import load_network
 from videogen.models.video_classifier import VideoClassifier
-from videogen.pipeline import DEFAULT_STEPS, VideoGenPipeline
+from videogen.pipeline import VideoGenPipeline
 from videogen.stages.cascade import generate_base
-from videogen.stages.conditions import encode_frames, resize_frames
+from videogen.stages.conditions import decode_frames, encode_frames, resize_frames
 
 SIDE, FRAMES, BATCH = 64, 16, 10  # of the classifier's clips; clips sampled at once
 READ = ("colour", "shape", "motion", "speed", "place", "time")
@@ -66,12 +66,8 @@ def main() -> None:
     side = pipe.base.config.sample_size * pipe.vae_factor
     latents = torch.cat([encode_frames(pipe.vae, resize_frames(part, (side, side))) for part in clips.frames.split(BATCH)])
 
-    def decoded(latents: Tensor) -> Tensor:
-        with torch.no_grad():
-            return torch.stack([pipe.vae.decode(clip / pipe.vae.config.scaling_factor).sample.clamp(-1, 1) for clip in latents])
-
     rows = [{"clips": "true"} | read(judge, clips.frames, clips.labels)]
-    rows.append({"clips": f"true, {side} pixels"} | read(judge, decoded(latents), clips.labels))
+    rows.append({"clips": f"true, {side} pixels"} | read(judge, decode_frames(pipe.vae, latents).clamp(-1, 1), clips.labels))
     texts = pipe.encode_prompt(clips.captions, [""] * len(clips))
     for scale, eta in itertools.product(options.guidance_scale, options.eta):
         made = []
@@ -86,11 +82,11 @@ def main() -> None:
                 tuple(latents[part].shape),
                 clips.fps[part],
                 [torch.Generator().manual_seed(seed) for seed in seeds],
-                num_steps=options.steps or {**DEFAULT_STEPS, **pipe.config.num_inference_steps}["base"],
+                num_steps=options.steps or pipe.own_steps["base"],
                 guidance=Guidance(scale, pipe.config.guidance_rescale),
                 eta=eta,
             )
-            made.append(decoded(sample))
+            made.append(decode_frames(pipe.vae, sample).clamp(-1, 1))
         rows.append({"clips": f"base, guidance {scale:g}, eta {eta:g}"} | read(judge, torch.cat(made), clips.labels))
     report(rows, options)
 

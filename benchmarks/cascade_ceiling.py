@@ -16,9 +16,9 @@ from torch import Tensor
 from videogen.data.clips import collate
 from videogen.data.diorama import Diorama, Labels
 from videogen.evaluation.diorama_checker import ATTRIBUTES, agreement, check
-from videogen.pipeline import DEFAULT_STEPS, VideoGenPipeline, to_uint8
+from videogen.pipeline import VideoGenPipeline, to_uint8
 from videogen.stages.cascade import reference_latents, super_resolve
-from videogen.stages.conditions import encode_frames, resize_frames
+from videogen.stages.conditions import decode_frames, encode_frames, resize_frames
 from videogen.stages.decoding import decode_video
 
 FRAMES, SEED = 16, 4
@@ -43,12 +43,11 @@ def versions(pipe: VideoGenPipeline, clip: Tensor, caption: str, fps: float, see
     low = encode_frames(pipe.vae, shrunk)
     text, _ = pipe.encode_prompt([caption], [""])
     references = reference_latents(pipe.vae, clip[:1], levels=3)
-    seen = pipe.vae.decode(low[0] / pipe.vae.config.scaling_factor).sample
     made = {
         "true": clip,
         "all latents, video decoder": decode_video(pipe.video_decoder, encode_frames(pipe.vae, clip[None]))[0],
         f"{small} pixels, enlarged": enlarged(shrunk[0], side),
-        f"{small} pixels, autoencoder, enlarged": enlarged(seen, side),
+        f"{small} pixels, autoencoder, enlarged": enlarged(decode_frames(pipe.vae, low[0]), side),
     }
     for count in steps:
         latents, generators = low, [torch.Generator().manual_seed(seed)]
@@ -66,8 +65,7 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, nargs="*", help="of super-resolution (default: the model's)")
     options = arguments.parse_args()
     pipe = VideoGenPipeline.from_pretrained(options.model)
-    own = {**DEFAULT_STEPS, **pipe.config.num_inference_steps}
-    fps, steps = pipe.config.base_fps, options.steps or [own["super_resolution"]]
+    fps, steps = pipe.config.base_fps, options.steps or [pipe.own_steps["super_resolution"]]
     world = Diorama(pipe.size[0], FRAMES, (fps,), seed=SEED, split="held_out")
     labels = [world.labels(index) for index in range(options.count)]
     videos: dict[str, list[np.ndarray]] = {}

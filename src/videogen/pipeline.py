@@ -122,7 +122,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         if not isinstance(steps, dict):
             raise UserError(f"{folder}/model_index.json: num_inference_steps must name stages and their steps, not {steps!r}")
         try:
-            _steps(steps, {})
+            _steps(steps)
         except UserError as error:
             raise UserError(f"{folder}/model_index.json: {error}") from None
         return cls(**parts, **options, num_inference_steps=steps)
@@ -140,6 +140,11 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
     @property
     def _own_eta(self) -> float:
         return self.config.eta if diffusion.has_eta(self.scheduler) else 0.0
+
+    @property
+    def own_steps(self) -> dict[str, int]:
+        """Denoising steps of each stage where a call does not say."""
+        return {**DEFAULT_STEPS, **self.config.num_inference_steps}
 
     @property
     def size(self) -> tuple[int, int]:
@@ -301,7 +306,7 @@ class _Run:
         self.passes = tsr.num_passes(temporal_factor)
         self.fps = pipeline.config.base_fps * temporal_factor if fps is None else float(fps)
         self.size = (pipeline.size[0] if height is None else height, pipeline.size[1] if width is None else width)
-        self.steps = _steps(steps, pipeline.config.num_inference_steps)
+        self.steps = {**pipeline.own_steps, **_steps(steps)}
         unit = 4 * pipeline.vae_factor
         if any(side < unit or side % unit for side in self.size):
             raise UserError(f"height and width must be multiples of {unit}, not {self.size[0]} and {self.size[1]}")
@@ -421,14 +426,14 @@ class _Run:
         return decode_video(self.pipeline.video_decoder, latents, on_step=self.stage("decoding"))
 
 
-def _steps(asked: int | Mapping[str, int] | None, own: Mapping[str, int]) -> dict[str, int]:
-    """Of each stage: what is asked for, else the model's `own`, else the default."""
+def _steps(asked: int | Mapping[str, int] | None) -> dict[str, int]:
+    """Of the stages that are asked for, checked. Raises UserError."""
     given = dict.fromkeys(DEFAULT_STEPS, asked) if isinstance(asked, int) else dict(asked or {})
     for name, value in given.items():
         if not isinstance(value, int) or not 1 <= value <= MAX_STEPS.get(name, 0):
             limits = ", ".join(f"{stage} 1..{limit}" for stage, limit in MAX_STEPS.items())
             raise UserError(f"num_inference_steps: {name}={value}; the stages and their steps are {limits}")
-    return {**DEFAULT_STEPS, **own, **given}
+    return given
 
 
 def _generators(given: torch.Generator | list[torch.Generator] | None, count: int) -> list[torch.Generator]:

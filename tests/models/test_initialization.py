@@ -17,6 +17,8 @@ from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 
 WITH_ATTENTION = {"mid_block_add_attention": True}
+BARE = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
+FULL = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
 PIECES = {"norm.weight", "norm.bias", "to_q.weight", "to_k.weight", "to_v.weight", "to_out.0.weight", "to_out.0.bias"}
 
 
@@ -90,9 +92,7 @@ def test_the_next_level_starts_as_the_one_below() -> None:
 @torch.no_grad()
 def test_attention_may_be_new_in_a_block_that_has_none_and_starts_as_the_identity() -> None:
     torch.manual_seed(0)
-    bare = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    full = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
-    source, network = alive(VideoUNet(**{**UNET, **bare})), alive(VideoUNet(**{**UNET, **full}))
+    source, network = alive(VideoUNet(**{**UNET, **BARE})), alive(VideoUNet(**{**UNET, **FULL}))
     report = initialize_from(network, source.state_dict())
     assert report.new
     assert all(name.startswith(("down_blocks.0.attentions.", "up_blocks.1.attentions.")) for name in report.new)
@@ -110,9 +110,7 @@ def test_attention_may_be_new_in_a_block_that_has_none_and_starts_as_the_identit
 @torch.no_grad()
 def test_attention_may_be_left_out_of_a_whole_block_and_only_of_a_whole_one() -> None:
     torch.manual_seed(0)
-    bare = {"down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"), "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D")}
-    full = {"down_block_types": ("CrossAttnDownBlock2D",) * 2, "up_block_types": ("CrossAttnUpBlock2D",) * 2}
-    source, network = alive(VideoUNet(**{**UNET, **full})), alive(VideoUNet(**{**UNET, **bare}))
+    source, network = alive(VideoUNet(**{**UNET, **FULL})), alive(VideoUNet(**{**UNET, **BARE}))
     report = initialize_from(network, source.state_dict())
     own, given = network.state_dict(), source.state_dict()
     assert set(report.left_out) == given.keys() - own.keys() != set()

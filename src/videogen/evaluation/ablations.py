@@ -35,7 +35,7 @@ from videogen.models.lpips import FILES as LPIPS_FILES
 from videogen.models.lpips import LPIPS, load_lpips
 from videogen.pipeline import DEFAULT_STEPS, VideoGenPipeline, to_uint8
 from videogen.stages import temporal_super_resolution as tsr
-from videogen.stages.conditions import encode_frames
+from videogen.stages.conditions import decode_frames, encode_frames
 from videogen.stages.decoding import decode_video
 
 Say = Callable[[str], None]
@@ -181,8 +181,7 @@ def decode_both_ways(pipe: VideoGenPipeline, clip: Clip, index: int, seed: int, 
     found = {"truth": frames[0], "degraded input": degraded}
     for name, given in (("clean", frames), ("degraded", degraded[None])):
         latents = encode_frames(pipe.vae, given)
-        images = [pipe.vae.decode(part / pipe.vae.config.scaling_factor).sample for part in latents[0].split(4)]
-        found[f"image decoder, {name}"] = torch.cat(images).clamp(-1, 1)
+        found[f"image decoder, {name}"] = decode_frames(pipe.vae, latents[0]).clamp(-1, 1)
         found[f"video decoder, {name}"] = decode_video(pipe.video_decoder, latents)[0]
     return found
 

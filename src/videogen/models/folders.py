@@ -109,8 +109,8 @@ MINI_SAMPLING = {
     "eta": 0.9,
     "num_inference_steps": {"reference": 20, "base": 12, "super_resolution": 1},
 }
-"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; more steps of super-resolution draw sparkles; what eta
-gives is within the spread (docs/log.md)."""
+"""Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; more steps of super-resolution draw sparkles,
+fewer of the base cost nothing that was seen; what eta gives is within the spread (docs/log.md)."""
 
 
 def mini_scheduler() -> DDIMScheduler:

@@ -35,6 +35,15 @@ def encode_frames(autoencoder: Any, frames: Tensor, chunk: int = 32) -> Tensor:
     return latents.unflatten(0, frames.shape[:-3]).to(frames.dtype)
 
 
+@torch.no_grad()
+def decode_frames(autoencoder: Any, latents: Tensor, chunk: int = 4) -> Tensor:
+    """Scaled latents (..., C, h, w) -> frames (..., 3, h*f, w*f), about [-1, 1], by the image decoder; the way back from
+    `encode_frames`. At most `chunk` frames are decoded at once."""
+    flat = latents.flatten(0, -4) / autoencoder.config.scaling_factor
+    frames = torch.cat([autoencoder.decode(part).sample for part in flat.split(chunk)])
+    return frames.unflatten(0, latents.shape[:-3])
+
+
 def resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
     """Anti-aliased bilinear resize of frames (..., 3, H, W) to (..., 3, *size), computed in float32 or better.
 

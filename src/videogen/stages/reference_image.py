@@ -16,7 +16,7 @@ from torch import Tensor
 from videogen import diffusion
 from videogen.config import Guidance, UserError
 from videogen.models.pretrained import load_image_pipeline
-from videogen.stages.conditions import resize_frames
+from videogen.stages.conditions import decode_frames, resize_frames
 from videogen.video import to_rgb
 
 
@@ -61,7 +61,7 @@ def generate_reference(
         eta=eta,
         on_step=on_step,
     )
-    return torch.cat([autoencoder.decode(part).sample for part in latents.div(autoencoder.config.scaling_factor).split(4)])
+    return decode_frames(autoencoder, latents)
 
 
 def images_of_model(

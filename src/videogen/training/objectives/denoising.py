@@ -19,7 +19,7 @@ from videogen.models.initialization import initialize_from, is_new_in_video
 from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text, network_class
 from videogen.models.unet import VideoUNet
 from videogen.stages import temporal_super_resolution as tsr
-from videogen.stages.conditions import encode_frames, encode_text, resize_frames
+from videogen.stages.conditions import decode_frames, encode_frames, encode_text, resize_frames
 from videogen.training.objectives.base import Objective, chance, make
 
 PREVIEW_STEPS = 20
@@ -58,11 +58,6 @@ class TextConditioned(Objective):
         prompts = ["" if empty else caption for empty, caption in zip(dropped, captions, strict=True)]
         return encode_text(self.tokenizer, self.text_encoder, prompts)
 
-    def decode(self, latents: Tensor) -> Tensor:
-        """Latents (B, F, C, h, w) -> frames (B, F, 3, H, W) by the frozen image decoder."""
-        flat = latents.flatten(0, 1) / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(flat).sample.unflatten(0, latents.shape[:2])
-
 
 class TextToImageObjective(TextConditioned):
     """Stable Diffusion's own objective on single frames (section 3.1; only mini trains it)."""
@@ -100,7 +95,7 @@ class TextToImageObjective(TextConditioned):
             return network(noisy, timestep, text[rows]).sample
 
         guided = diffusion.guided(predict, PREVIEW_GUIDANCE, self.scheduler.config.num_train_timesteps)
-        return self.decode(diffusion.sample(guided, noise, self.scheduler, PREVIEW_STEPS)[:, None])
+        return decode_frames(self.autoencoder, diffusion.sample(guided, noise, self.scheduler, PREVIEW_STEPS)[:, None])
 
 
 class VideoDiffusionObjective(TextConditioned):
@@ -157,7 +152,7 @@ class VideoDiffusionObjective(TextConditioned):
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy, timestep, fps=clips.fps, text=text, reference=latents[:, 0], condition=condition)
 
-        return self.decode(diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
+        return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
 
 
 class RefinerObjective(Objective):
@@ -202,5 +197,4 @@ class RefinerObjective(Objective):
             fps=clips.fps,
             generators=generators,
         )
-        flat = latents.flatten(0, 1) / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(flat).sample.unflatten(0, latents.shape[:2])
+        return decode_frames(self.autoencoder, latents)

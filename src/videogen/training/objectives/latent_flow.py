@@ -15,7 +15,7 @@ from videogen.data.clips import ClipBatch
 from videogen.models.ifrnet import IFRNet, latent_flow_loss, shrink_flow
 from videogen.models.initialization import initialize_from
 from videogen.models.pretrained import frozen, load_component, load_network
-from videogen.stages.conditions import encode_frames
+from videogen.stages.conditions import decode_frames, encode_frames
 from videogen.training.objectives.base import Objective, make
 
 
@@ -64,5 +64,4 @@ class LatentFlowObjective(Objective):
         latents = encode_frames(self.autoencoder, clips.frames)
         middle = network(latents[:, 0], latents[:, 2]).warped
         frames = torch.stack([latents[:, 0], middle, latents[:, 2]], dim=1)
-        flat = frames.flatten(0, 1) / self.autoencoder.config.scaling_factor
-        return self.autoencoder.decode(flat).sample.unflatten(0, frames.shape[:2])
+        return decode_frames(self.autoencoder, frames)
