@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import itertools
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -107,9 +108,27 @@ def test_every_size_shows_the_same_scene(index: int) -> None:
     assert small.caption == large.caption
 
 
-def test_every_frame_rate_shows_the_same_instant_at_mid_clip() -> None:
-    slow, fast = (Diorama(32, 3, (fps,)).render(Labels("red", "star", "spins", "", "sea"), 5) for fps in (4.0, 32.0))
-    assert np.array_equal(slow.frames[1], fast.frames[1])
+def test_every_frame_rate_and_length_begins_with_the_same_instant() -> None:
+    star = Labels("red", "star", "spins", "", "sea")
+    slow, fast, picture = (Diorama(32, count, (fps,)).render(star, 5) for count, fps in ((3, 4.0), (5, 32.0), (1, 8.0)))
+    assert np.array_equal(slow.frames[0], fast.frames[0])
+    assert np.array_equal(slow.frames[0], picture.frames[0])
+    assert not np.array_equal(slow.frames[1], fast.frames[1])
+
+
+def test_a_first_frame_does_not_give_the_motion_away() -> None:
+    source = Diorama(32, 1)
+
+    def starts(motion: str, index: int) -> np.ndarray:
+        return source.render(Labels("red", "ball", motion), index).frames[0]
+
+    def shared(motions: Sequence[str]) -> float:
+        return float(np.mean([all((starts(m, i) == starts(motions[0], i)).all() for m in motions) for i in range(40)]))
+
+    on_the_ground = ("moves left", "moves right", "bounces", "grows", "shrinks", "rests")
+    assert shared(on_the_ground) > 0.6  # the others: moved, or they would leave the picture
+    assert shared(("spins", "circles")) == 1.0
+    assert 0.2 < shared(("rises", "spins", "rests")) < 0.8
 
 
 def test_the_canonical_caption_is_the_designs_example_and_tells_all_labels_apart() -> None:
@@ -222,7 +241,7 @@ def test_flow_leads_to_the_same_surface_in_the_next_and_the_previous_frame(motio
             assert error[core & inside].mean() < 0.6 * still[core & inside].mean()
         else:
             assert error[core & inside].mean() < 2.5  # of 255: resampling
-        assert np.quantile(error[inside], 0.9) < 4.0  # the rest: what the object or its shadow covers and bares
+        assert np.quantile(error[inside], 0.9) < 5.0  # the rest: what the object or its shadow covers and bares
 
 
 def test_flow_of_a_pan_is_the_cameras_speed() -> None:
@@ -239,7 +258,7 @@ def test_flow_of_the_object_is_its_own_motion() -> None:
     clip, masks = source.render(labels), object_masks(source, labels)
     assert clip.flow is not None
     inside = clip.flow[1, 1, 0] > 0.1
-    assert np.allclose(clip.flow[1, 1, 0][inside], 0.21 * 64 / 8, atol=1e-4)
+    assert np.allclose(clip.flow[1, 1, 0][inside], 0.16 * 64 / 8, atol=1e-4)
     assert (inside ^ masks[1]).sum() < 0.15 * masks[1].sum()
     assert np.abs(clip.flow[1, :, :, ~masks[1] & ~inside]).max() == 0
 

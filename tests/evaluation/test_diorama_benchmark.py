@@ -15,7 +15,7 @@ pytest.importorskip("torch")
 
 from videogen.cli import main
 from videogen.data.diorama import Diorama, Labels
-from videogen.evaluation.diorama_benchmark import ASKED, Agreement, held_out
+from videogen.evaluation.diorama_benchmark import ASKED, CHECKER, Agreement, held_out
 from videogen.evaluation.diorama_checker import ATTRIBUTES, agreement, check
 from videogen.evaluation.result import read_result
 from videogen.evaluation.videos import Sample
@@ -101,7 +101,7 @@ def test_the_checker_is_measured_on_true_clips(tmp_path: Path, capsys: pytest.Ca
     assert main(command) == 0
     assert capsys.readouterr().out.count("| diorama_") == len(ASKED)
     result = read_result(tmp_path / "out" / "diorama_place.json")
-    assert (result.value, result.samples, result.fingerprint["protocol"]["checker"]) == (1.0, 3, 1)
+    assert (result.value, result.samples, result.fingerprint["protocol"]["checker"]) == (1.0, 3, CHECKER)
     lines = [json.loads(line) for line in (tmp_path / "out" / "samples.jsonl").read_text().splitlines()]
     assert [line["place"] for line in lines] == [labels.place for labels in held_out(3)[0]]
 

@@ -200,8 +200,8 @@ def _check_rate(fps: float, num_frames: int) -> None:
 class Diorama:
     """Clips of `num_frames` frames, size x size pixels, each a pure function of (seed, split, index).
 
-    The same index shows the same scene at every size and frame rate; only the sampling differs, and mid-clip is the same
-    instant. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
+    The same index shows the same scene at every size and frame rate; only the sampling differs, and the first frame is the
+    same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
     and captions them canonically. flow: also deliver exact optical flow of object and camera; shadow, weather and moving
     water count as part of the still background. Raises UserError on an impossible size, length or frame rate.
     """

@@ -1,6 +1,6 @@
 """What Diorama's places are painted on (DESIGN.md section 2): a canvas in the world's own coordinates, and small crisp things.
 
-World unit: one frame width; x to the right, y down, the frame is [0, 1] x [0, 1] at mid-clip. All random numbers are drawn
+World unit: one frame width; x to the right, y down, the first frame is [0, 1] x [0, 1]. All random numbers are drawn
 independently of the resolution and of the painted part of the world, so every size shows the same scene.
 """
 

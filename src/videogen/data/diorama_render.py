@@ -17,14 +17,15 @@ if TYPE_CHECKING:
     from videogen.data.diorama import Labels
 
 PACE = {"slowly": 0.5, "": 1.0, "quickly": 2.0}
-DRIFT = 0.105  # moves left, moves right: frame widths a second
-CLIMB = 0.07  # rises, falls
+DRIFT = 0.08  # moves left, moves right: frame widths a second
+CLIMB = 0.06  # rises, falls
 BOUNCE, BOUNCE_PERIOD = 0.25, {"slowly": 1.9, "": 1.2, "quickly": 0.75}  # height; seconds
 SPIN = math.radians(90)  # a second
 ORBIT, ORBIT_PERIOD = 0.13, {"slowly": 6.0, "": 3.0, "quickly": 1.5}  # radius; seconds
-GROWTH = {"slowly": 0.11, "": 0.2, "quickly": 0.34}  # natural logarithm of the size, a second
+GROWTH = {"slowly": 0.06, "": 0.12, "quickly": 0.21}  # natural logarithm of the size, a second
 PAN = 0.07  # frame widths a second
 ZOOM = 0.09  # natural logarithm of the scale, a second
+SHOWN = 3.75  # seconds for which the object stays in view: 16 frames, 4 a second
 
 
 @dataclass(frozen=True)
@@ -43,25 +44,38 @@ class View:
 
 
 class Motion:
-    """Where the object and the camera are, as functions of the time since mid-clip, in seconds."""
+    """Where the object and the camera are, as functions of the time since the first frame, in seconds.
 
-    def __init__(self, labels: Labels, rng: np.random.Generator, half: float) -> None:
+    A first frame tells as little as it can of what follows: a scene's start is drawn alike for all motions, then moved only
+    as far as is needed to keep the object in view. Whoever continues it has to read the words. From its start on, all that
+    moves is decided: turns are clockwise, a bounce begins on the ground and a circle at its lowest point.
+    """
+
+    def __init__(self, labels: Labels, rng: np.random.Generator) -> None:
         self.motion, self.speed, self.camera = labels.motion, labels.speed, labels.camera
-        self.pace, self.half = PACE[labels.speed], half
+        self.pace = PACE[labels.speed]
         self.radius = float(rng.uniform(0.135, 0.175))
         self.ground = float(rng.uniform(0.79, 0.86))
-        self.x = self._middle(float(rng.uniform(0.43, 0.57)))
-        self.hover = float(rng.uniform(0.44, 0.52))
-        self.phase = float(rng.uniform(0.0, 1.0))
-        self.turn = 1.0 if rng.random() < 0.5 else -1.0
+        x, height, stands = float(rng.uniform(0.3, 0.7)), float(rng.uniform(0.44, 0.64)), rng.random() < 0.5
         self.tilt = float(rng.uniform(-0.14, 0.14))
         self.foot = {"ball": 0.98, "box": 0.84, "triangle": 0.58, "star": 0.85, "heart": 0.74, "ring": 0.97}[labels.shape]
+        self.x = self._in_view(x)
+        low = self.ground - self.foot * self.radius
+        self.y = min(low if stands else height, low)
+        if self.motion == "rises":
+            self.y = min(max(self.y, 0.5 - 0.38 / self.view(SHOWN).zoom + CLIMB * self.pace * SHOWN), low)
+        elif self.motion == "falls":
+            self.y = min(height, low - CLIMB * self.pace * SHOWN)
+        elif self.motion not in ("spins", "circles"):
+            self.y = low
 
-    def _middle(self, x: float) -> float:
-        """`x`, moved so that the object is in view from the first frame to the last, if it can be."""
+    def _in_view(self, x: float) -> float:
+        """`x`, moved so that the object is in view in the first frame and after SHOWN seconds, if it can be."""
         velocity = self.pace * {"moves left": -DRIFT, "moves right": DRIFT}.get(self.motion, 0.0)
-        reach = self.half * abs(velocity - self._pan())
-        return min(max(x, 0.1 + reach), 0.9 - reach) if reach < 0.4 else 0.5
+        last = self.view(SHOWN)
+        middle, reach = last.x - velocity * SHOWN, 0.44 / last.zoom
+        low, high = max(0.12, middle - reach), min(0.88, middle + reach)
+        return min(max(x, low), high) if low < high else (low + high) / 2
 
     def _pan(self) -> float:
         return {"pans left": -PAN, "pans right": PAN}.get(self.camera or "", 0.0)
@@ -70,30 +84,24 @@ class Motion:
         return View(0.5 + self._pan() * t, 0.5, math.exp(ZOOM * t) if self.camera == "zooms in" else 1.0)
 
     def pose(self, t: float) -> Pose:
-        r, low = self.radius, self.ground - self.foot * self.radius
-        climb = CLIMB * self.pace
+        x, y, r = self.x, self.y, self.radius
         match self.motion:
-            case "moves left":
-                return Pose(self.x - DRIFT * self.pace * t, low, r, self.tilt)
-            case "moves right":
-                return Pose(self.x + DRIFT * self.pace * t, low, r, self.tilt)
-            case "rises":
-                return Pose(self.x, min(self.hover, low - climb * self.half) - climb * t, r, self.tilt)
-            case "falls":
-                return Pose(self.x, min(self.hover, low - climb * self.half) + climb * t, r, self.tilt)
+            case "moves left" | "moves right":
+                x += (DRIFT if self.motion == "moves right" else -DRIFT) * self.pace * t
+            case "rises" | "falls":
+                y += (CLIMB if self.motion == "falls" else -CLIMB) * self.pace * t
             case "bounces":
-                u = (t / BOUNCE_PERIOD[self.speed] + self.phase) % 1.0
-                return Pose(self.x, low - BOUNCE * 4 * u * (1 - u), r, self.tilt)
+                u = t / BOUNCE_PERIOD[self.speed] % 1.0
+                y -= BOUNCE * 4 * u * (1 - u)
             case "spins":
-                return Pose(self.x, self.hover, r, self.turn * SPIN * self.pace * t + math.tau * self.phase)
+                return Pose(x, y, r, self.tilt + SPIN * self.pace * t)
             case "circles":
-                a = math.tau * (self.turn * t / ORBIT_PERIOD[self.speed] + self.phase)
-                return Pose(self.x + ORBIT * math.cos(a), self.hover + ORBIT * math.sin(a), 0.9 * r, self.tilt)
+                a = math.tau * t / ORBIT_PERIOD[self.speed]
+                return Pose(x - ORBIT * math.sin(a), y - ORBIT * (1 - math.cos(a)), r, self.tilt)
             case "grows" | "shrinks":
-                rate = GROWTH[self.speed] * (1 if self.motion == "grows" else -1)
-                scale = r * math.exp(rate * t)
-                return Pose(self.x, self.ground - self.foot * scale, scale, self.tilt)
-        return Pose(self.x, low, r, self.tilt)
+                r *= math.exp((GROWTH[self.speed] if self.motion == "grows" else -GROWTH[self.speed]) * t)
+                y = self.ground - self.foot * r
+        return Pose(x, y, r, self.tilt)
 
 
 class Water:
@@ -231,10 +239,9 @@ def render_frames(
     labels: Labels, rng: np.random.Generator, *, size: int, num_frames: int, fps: float, with_flow: bool
 ) -> tuple[np.ndarray, np.ndarray | None]:
     """Frames, uint8 (F, size, size, 3), and flow as `Clip` has it, float32 (F, 2, 2, size, size), if wanted."""
-    half = (num_frames - 1) / 2 / fps
-    times = [i / fps - half for i in range(num_frames)]
+    times = [i / fps for i in range(num_frames)]
     motion_rng, place_rng, weather_rng = rng.spawn(3)
-    motion = Motion(labels, motion_rng, half)
+    motion = Motion(labels, motion_rng)
     horizon = float(place_rng.uniform(0.52, 0.60))
     views = [motion.view(t) for t in times]
     canvas = _canvas(views, size, horizon, labels.time)

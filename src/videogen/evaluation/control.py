@@ -52,7 +52,7 @@ class Scene:
 
 
 def scenes(count: int) -> list[Scene]:
-    """The first frames of true clips that no network has seen, resting objects in the middle of the picture."""
+    """The first frames of true clips that no network has seen, objects that stand on the ground, not far from the middle."""
     world = Diorama(SIZE, 2, (4.0,), seed=_SEED, split="held_out")
     found = []
     for index in range(count):

@@ -58,7 +58,7 @@ def check(frames: np.ndarray, fps: float) -> Reading:
     camera = read_camera(details(middle), times, place, thing.pose if seen else None)
     steady = Camera(0.0, 0.0, camera.certainty) if camera.name is None else camera
     falling = sparkle(middle, times, camera, thing.pose if seen else None)
-    motion, speed, misfits = read_motion(thing.pose[known], times[known], thing.shape, steady.pan, steady.zoom)
+    motion, speed, misfits = read_motion(thing.pose[known], times[known] - times[0], thing.shape, steady.pan, steady.zoom)
     near = sorted(misfits.items(), key=lambda item: item[1])[:3]
     return Reading(
         colour=thing.colour if seen else None,

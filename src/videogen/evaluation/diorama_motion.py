@@ -37,7 +37,7 @@ def world_states(pose: Array, times: Array, pan: float, zoom: float) -> Array:
 
 
 def courses(times: Array, shape: str, radius: float) -> Iterator[Course]:
-    """Every motion at every speed. radius: of the object at mid-clip, in frame widths."""
+    """Every motion at every speed. radius: of the object at time 0, in frame widths."""
     for motion in MOTIONS:
         for speed in ("",) if motion == "rests" else SPEEDS:
             yield Course(motion, speed, _states(motion, speed, times, shape, radius))
@@ -79,9 +79,10 @@ def misfit(states: Array, course: Course) -> float:
 
 
 def read_motion(pose: Array, times: Array, shape: str, pan: float, zoom: float) -> tuple[str, str, dict[str, float]]:
-    """Motion, speed and the misfit of each "motion speed", from a track (F, 4) at `times` (seconds since mid-clip)."""
+    """Motion, speed and the misfit of each "motion speed", from a track (F, 4) at `times` (seconds since the first
+    frame, where the camera sees the world at its true size)."""
     states = world_states(pose, times, pan, zoom)
     radius = float(np.exp(np.median(states[:, 2])))
-    found = {(course.motion, course.speed): misfit(states, course) for course in courses(times, shape, radius)}
+    found = {(course.motion, course.speed): misfit(states, course) for course in courses(times - np.median(times), shape, radius)}
     motion, speed = min(found, key=lambda name: found[name])
     return motion, speed, {" ".join(name).strip(): value for name, value in found.items()}
