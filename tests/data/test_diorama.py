@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import colorsys
+import dataclasses
 import itertools
 import re
 from collections.abc import Sequence
@@ -129,6 +130,22 @@ def test_a_first_frame_does_not_give_the_motion_away() -> None:
     assert shared(on_the_ground) > 0.6  # the others: moved, or they would leave the picture
     assert shared(("spins", "circles")) == 1.0
     assert 0.2 < shared(("rises", "spins", "rests")) < 0.8
+
+
+def test_a_pair_is_one_scene_with_two_motions() -> None:
+    pairs = Diorama(32, 2, (4.0, 8.0, 16.0), pairs=True)
+    alone = Diorama(32, 2, (4.0, 8.0, 16.0))
+    same = []
+    for k in range(60):
+        first, second = pairs.labels(2 * k), pairs.labels(2 * k + 1)
+        assert first == alone.labels(2 * k)
+        assert first.motion != second.motion
+        assert dataclasses.replace(first, motion="spins", speed="") == dataclasses.replace(second, motion="spins", speed="")
+        assert not is_held_out(second.colour, second.shape, second.motion)
+        clips = pairs.clip(2 * k), pairs.clip(2 * k + 1)
+        assert clips[0].fps == clips[1].fps
+        same.append(np.array_equal(clips[0].frames[0], clips[1].frames[0]))
+    assert 0.25 < np.mean(same) < 0.75  # where they differ: one of the two would leave the picture
 
 
 def test_the_canonical_caption_is_the_designs_example_and_tells_all_labels_apart() -> None:

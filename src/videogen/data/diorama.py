@@ -5,6 +5,7 @@ It stands in for the captioned video of section 4.1 where mini is trained; see D
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -78,6 +79,15 @@ def is_held_out(colour: str, shape: str, motion: str) -> bool:
     """Whether no network may see this triple in training (DESIGN.md section 2)."""
     return (7 * COLOURS.index(colour) + 11 * SHAPES.index(shape) + 13 * MOTIONS.index(motion)) % 10 == 0
 
+
+OPPOSITES = dict(
+    zip(
+        MOTIONS,
+        ("moves right", "moves left", "falls", "rises", "circles", "rests", "bounces", "shrinks", "grows", "spins"),
+        strict=True,
+    )
+)
+"""What a motion is shown beside in a pair of clips."""
 
 _TRIPLES = [(c, s, m) for c in COLOURS for s in SHAPES for m in MOTIONS]
 _SPLITS = {
@@ -202,8 +212,10 @@ class Diorama:
 
     The same index shows the same scene at every size and frame rate; only the sampling differs, and the first frame is the
     same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
-    and captions them canonically. flow: also deliver exact optical flow of object and camera; shadow, weather and moving
-    water count as part of the still background. Raises UserError on an impossible size, length or frame rate.
+    and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene at one frame rate, and only the motion differs,
+    the second's being OPPOSITES of the first's (another, where that is held out): what tells them apart is the words.
+    flow: also deliver exact optical flow of object and camera; shadow, weather and moving water count as part of the still
+    background. Raises UserError on an impossible size, length or frame rate.
     """
 
     def __init__(
@@ -215,6 +227,7 @@ class Diorama:
         seed: int = 0,
         split: Literal["train", "held_out"] = "train",
         flow: bool = False,
+        pairs: bool = False,
     ) -> None:
         if not 8 <= size <= 2048:
             raise UserError(f"the size of a Diorama clip must be 8 to 2048 pixels, not {size}")
@@ -228,7 +241,8 @@ class Diorama:
             raise UserError(f"split must be one of {', '.join(_SPLITS)}, not {split!r}")
         if not 0 <= seed < 2**63:
             raise UserError(f"the seed must be 0 to 2**63 - 1, not {seed}")
-        self.size, self.num_frames, self.fps, self.seed, self.split, self.flow = size, num_frames, tuple(fps), seed, split, flow
+        self.size, self.num_frames, self.fps, self.seed, self.split = size, num_frames, tuple(fps), seed, split
+        self.flow, self.pairs = flow, pairs
 
     def __len__(self) -> int:
         return 2**31
@@ -240,6 +254,20 @@ class Diorama:
 
     def labels(self, index: int) -> Labels:
         """What clip `index` shows."""
+        first = self._labels(self._scene(index))
+        return first if index == self._scene(index) else self._beside(first)
+
+    def _scene(self, index: int) -> int:
+        return index - index % 2 if self.pairs else index
+
+    def _beside(self, labels: Labels) -> Labels:
+        """The second of a pair whose first shows `labels`."""
+        others = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
+        allowed = (motion for motion in others if (labels.colour, labels.shape, motion) in _SPLITS[self.split])
+        motion = next(allowed, labels.motion)
+        return dataclasses.replace(labels, motion=motion, speed="" if motion == "rests" else labels.speed)
+
+    def _labels(self, index: int) -> Labels:
         rng = self._generator(index, 0)
         triples = _SPLITS[self.split]
         colour, shape, motion = triples[int(rng.integers(len(triples)))]
@@ -261,10 +289,9 @@ class Diorama:
     def clip(self, index: int) -> Clip:
         """Clip `index`, 0 <= index < len(self). Raises IndexError outside."""
         labels = self.labels(index)
-        rng = self._generator(index, 2)
-        fps = self.fps[int(rng.random() * len(self.fps))]
-        said = caption(labels, rng if self.split == "train" else None)
-        return self._clip(labels, index, fps, said)
+        fps = self.fps[int(self._generator(self._scene(index), 3).random() * len(self.fps))]
+        said = caption(labels, self._generator(index, 2) if self.split == "train" else None)
+        return self._clip(labels, self._scene(index), fps, said)
 
     def render(self, labels: Labels, index: int = 0, fps: float | None = None) -> Clip:
         """A clip of the chosen labels, captioned canonically: position, size and terrain are those of scene `index`.

@@ -35,7 +35,7 @@ def clip_source(data: DataConfig, seed: int) -> ClipSource:
     if data.source == "diorama":
         from videogen.data.diorama import Diorama
 
-        return Diorama(size=data.size, num_frames=data.num_frames, fps=data.fps, seed=seed, split="train", flow=data.flow)
+        return Diorama(data.size, data.num_frames, data.fps, seed=seed, split="train", flow=data.flow, pairs=data.pairs)
     from videogen.data.captioned import VideoFolder
 
     return VideoFolder(Path(data.source), data, seed)

@@ -83,6 +83,8 @@ def read_motion(pose: Array, times: Array, shape: str, pan: float, zoom: float) 
     frame, where the camera sees the world at its true size)."""
     states = world_states(pose, times, pan, zoom)
     radius = float(np.exp(np.median(states[:, 2])))
-    found = {(course.motion, course.speed): misfit(states, course) for course in courses(times - np.median(times), shape, radius)}
+    found = {
+        (course.motion, course.speed): misfit(states, course) for course in courses(times - np.median(times), shape, radius)
+    }
     motion, speed = min(found, key=lambda name: found[name])
     return motion, speed, {" ".join(name).strip(): value for name, value in found.items()}
