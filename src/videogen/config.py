@@ -83,6 +83,7 @@ class DataConfig:
     crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
     flow: bool = False  # also deliver exact optical flow (Diorama only)
     pairs: bool = False  # clips in a row show one scene with two motions (Diorama only)
+    motions: tuple[str, ...] = ()  # the only motions that are shown (Diorama only); none named: all
     workers: int = 1  # loader processes
 
 

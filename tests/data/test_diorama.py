@@ -148,6 +148,16 @@ def test_a_pair_is_one_scene_with_two_motions() -> None:
     assert 0.25 < np.mean(same) < 0.75  # where they differ: one of the two would leave the picture
 
 
+def test_only_the_named_motions_are_shown() -> None:
+    ways = ("moves left", "moves right")
+    source = Diorama(16, 2, pairs=True, motions=ways)
+    assert {source.labels(index).motion for index in range(60)} == set(ways)
+    lone = Diorama(16, 2, pairs=True, motions=("rises",))
+    assert {lone.labels(index).motion for index in range(8)} == {"rises"}
+    with pytest.raises(UserError, match=r"motions must be some of .*'rests', not \['flies'\]"):
+        Diorama(16, motions=("flies",))
+
+
 def test_the_canonical_caption_is_the_designs_example_and_tells_all_labels_apart() -> None:
     example = Labels("red", "ball", "bounces", "slowly", "meadow", "sunset", "rain", "pans left")
     assert caption(example) == "a red ball bounces slowly over a meadow at sunset, in the rain, while the camera pans left"

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -213,9 +213,10 @@ class Diorama:
     The same index shows the same scene at every size and frame rate; only the sampling differs, and the first frame is the
     same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
     and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene at one frame rate, and only the motion differs,
-    the second's being OPPOSITES of the first's (another, where that is held out): what tells them apart is the words.
+    the second's being OPPOSITES of the first's (another, where that is left out): what tells them apart is the words.
+    motions: those that are shown.
     flow: also deliver exact optical flow of object and camera; shadow, weather and moving water count as part of the still
-    background. Raises UserError on an impossible size, length or frame rate.
+    background. Raises UserError on an impossible size, length or frame rate, or an unknown motion.
     """
 
     def __init__(
@@ -228,6 +229,7 @@ class Diorama:
         split: Literal["train", "held_out"] = "train",
         flow: bool = False,
         pairs: bool = False,
+        motions: Sequence[str] = MOTIONS,
     ) -> None:
         if not 8 <= size <= 2048:
             raise UserError(f"the size of a Diorama clip must be 8 to 2048 pixels, not {size}")
@@ -243,6 +245,10 @@ class Diorama:
             raise UserError(f"the seed must be 0 to 2**63 - 1, not {seed}")
         self.size, self.num_frames, self.fps, self.seed, self.split = size, num_frames, tuple(fps), seed, split
         self.flow, self.pairs = flow, pairs
+        unknown = [motion for motion in motions if motion not in MOTIONS]
+        if unknown or not motions:
+            raise UserError(f"motions must be some of {', '.join(map(repr, MOTIONS))}, not {list(motions)}")
+        self.triples = [triple for triple in _SPLITS[split] if triple[2] in motions]
 
     def __len__(self) -> int:
         return 2**31
@@ -263,14 +269,13 @@ class Diorama:
     def _beside(self, labels: Labels) -> Labels:
         """The second of a pair whose first shows `labels`."""
         others = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
-        allowed = (motion for motion in others if (labels.colour, labels.shape, motion) in _SPLITS[self.split])
+        allowed = (motion for motion in others if (labels.colour, labels.shape, motion) in self.triples)
         motion = next(allowed, labels.motion)
         return dataclasses.replace(labels, motion=motion, speed="" if motion == "rests" else labels.speed)
 
     def _labels(self, index: int) -> Labels:
         rng = self._generator(index, 0)
-        triples = _SPLITS[self.split]
-        colour, shape, motion = triples[int(rng.integers(len(triples)))]
+        colour, shape, motion = self.triples[int(rng.integers(len(self.triples)))]
         speed = SPEEDS[int(rng.integers(len(SPEEDS)))]
         place, time = PLACES[int(rng.integers(len(PLACES)))], TIMES[int(rng.integers(len(TIMES)))]
         weather, camera = WEATHERS[int(rng.integers(len(WEATHERS)))], CAMERAS[int(rng.integers(len(CAMERAS)))]
