@@ -29,6 +29,9 @@ step base_start
 step base_middle
 step base_attention
 step base_small
+step base_large
+step base_left_right
+step base_motions
 step base
 step super_resolution_1
 step super_resolution_2
