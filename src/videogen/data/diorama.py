@@ -80,13 +80,18 @@ def is_held_out(colour: str, shape: str, motion: str) -> bool:
     return (7 * COLOURS.index(colour) + 11 * SHAPES.index(shape) + 13 * MOTIONS.index(motion)) % 10 == 0
 
 
-OPPOSITES = dict(
-    zip(
-        MOTIONS,
-        ("moves right", "moves left", "falls", "rises", "circles", "rests", "bounces", "shrinks", "grows", "spins"),
-        strict=True,
-    )
-)
+OPPOSITES = {
+    "moves left": "moves right",
+    "moves right": "moves left",
+    "rises": "falls",
+    "falls": "rises",
+    "bounces": "circles",
+    "circles": "bounces",
+    "spins": "rests",
+    "rests": "spins",
+    "grows": "shrinks",
+    "shrinks": "grows",
+}
 """What a motion is shown beside in a pair of clips."""
 
 _TRIPLES = [(c, s, m) for c in COLOURS for s in SHAPES for m in MOTIONS]

@@ -25,6 +25,7 @@ ORBIT, ORBIT_PERIOD = 0.13, {"slowly": 6.0, "": 3.0, "quickly": 1.5}  # radius; 
 GROWTH = {"slowly": 0.06, "": 0.12, "quickly": 0.21}  # natural logarithm of the size, a second
 PAN = 0.07  # frame widths a second
 ZOOM = 0.09  # natural logarithm of the scale, a second
+FEET = {"ball": 0.98, "box": 0.84, "triangle": 0.58, "star": 0.85, "heart": 0.74, "ring": 0.97}  # centre to ground, in radii
 SHOWN = 3.75  # seconds for which the object stays in view: 16 frames, 4 a second
 
 
@@ -58,7 +59,7 @@ class Motion:
         self.ground = float(rng.uniform(0.79, 0.86))
         x, height, stands = float(rng.uniform(0.3, 0.7)), float(rng.uniform(0.44, 0.64)), rng.random() < 0.5
         self.tilt = float(rng.uniform(-0.14, 0.14))
-        self.foot = {"ball": 0.98, "box": 0.84, "triangle": 0.58, "star": 0.85, "heart": 0.74, "ring": 0.97}[labels.shape]
+        self.foot = FEET[labels.shape]
         self.x = self._in_view(x)
         low = self.ground - self.foot * self.radius
         self.y = min(low if stands else height, low)

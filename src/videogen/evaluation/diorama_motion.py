@@ -9,12 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from videogen.data.diorama import MOTIONS, SPEEDS
-from videogen.data.diorama_render import BOUNCE, BOUNCE_PERIOD, CLIMB, DRIFT, GROWTH, ORBIT, ORBIT_PERIOD, PACE, SPIN
+from videogen.data.diorama_render import BOUNCE, BOUNCE_PERIOD, CLIMB, DRIFT, FEET, GROWTH, ORBIT, ORBIT_PERIOD, PACE, SPIN
 
 Array = np.ndarray
 
 SPREAD = np.array((0.006, 0.006, 0.03, 0.15))  # of a tracked x, y (frame widths), logarithm of the radius, angle (radians)
-FEET = {"ball": 0.98, "box": 0.84, "triangle": 0.58, "star": 0.85, "heart": 0.74, "ring": 0.97}  # centre to ground, in radii
 PHASES = 48  # at which a bounce or a circle may begin
 
 
