@@ -82,7 +82,7 @@ class DataConfig:
     fps: tuple[float, ...] = (4.0, 8.0, 16.0)  # one is drawn for each clip
     crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
     flow: bool = False  # also deliver exact optical flow (Diorama only)
-    pairs: bool = False  # clips in a row show one scene with two motions (Diorama only)
+    pairs: typing.Literal["", "motion", "shape"] = ""  # two clips in a row show one scene, all but this alike (Diorama only)
     motions: tuple[str, ...] = ()  # the only motions that are shown (Diorama only); none named: all
     workers: int = 1  # loader processes
 

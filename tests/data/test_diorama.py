@@ -133,7 +133,7 @@ def test_a_first_frame_does_not_give_the_motion_away() -> None:
 
 
 def test_a_pair_is_one_scene_with_two_motions() -> None:
-    pairs = Diorama(32, 2, (4.0, 8.0, 16.0), pairs=True)
+    pairs = Diorama(32, 2, (4.0, 8.0, 16.0), pairs="motion")
     alone = Diorama(32, 2, (4.0, 8.0, 16.0))
     same = []
     for k in range(60):
@@ -148,11 +148,25 @@ def test_a_pair_is_one_scene_with_two_motions() -> None:
     assert 0.25 < np.mean(same) < 0.75  # where they differ: one of the two would leave the picture
 
 
+def test_a_pair_is_one_scene_with_two_shapes() -> None:
+    pairs, alone = Diorama(32, 1, pairs="shape"), Diorama(32, 1)
+    for k in range(60):
+        first, second = pairs.labels(2 * k), pairs.labels(2 * k + 1)
+        assert first == alone.labels(2 * k)
+        assert first.shape != second.shape
+        assert dataclasses.replace(first, shape="ball") == dataclasses.replace(second, shape="ball")
+        assert not is_held_out(second.colour, second.shape, second.motion)
+    beside_a_ball = {pairs.labels(2 * k + 1).shape for k in range(400) if pairs.labels(2 * k).shape == "ball"}
+    assert beside_a_ball == {*SHAPES} - {"ball"}
+    with pytest.raises(UserError, match="pairs of clips differ in motion or shape, not 'place'"):
+        Diorama(32, pairs="place")  # type: ignore[arg-type]
+
+
 def test_only_the_named_motions_are_shown() -> None:
     ways = ("moves left", "moves right")
-    source = Diorama(16, 2, pairs=True, motions=ways)
+    source = Diorama(16, 2, pairs="motion", motions=ways)
     assert {source.labels(index).motion for index in range(60)} == set(ways)
-    lone = Diorama(16, 2, pairs=True, motions=("rises",))
+    lone = Diorama(16, 2, pairs="motion", motions=("rises",))
     assert {lone.labels(index).motion for index in range(8)} == {"rises"}
     with pytest.raises(UserError, match=r"motions must be some of .*'rests', not \['flies'\]"):
         Diorama(16, motions=("flies",))

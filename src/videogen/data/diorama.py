@@ -217,9 +217,9 @@ class Diorama:
 
     The same index shows the same scene at every size and frame rate; only the sampling differs, and the first frame is the
     same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
-    and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene at one frame rate, and only the motion differs,
-    the second's being OPPOSITES of the first's (another, where that is left out): what tells them apart is the words.
-    motions: those that are shown.
+    and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene at one frame rate and differ in this alone,
+    "motion" (the second's is OPPOSITES of the first's, another where that is left out) or "shape": what tells them apart is
+    the words. motions: those that are shown.
     flow: also deliver exact optical flow of object and camera; shadow, weather and moving water count as part of the still
     background. Raises UserError on an impossible size, length or frame rate, or an unknown motion.
     """
@@ -233,7 +233,7 @@ class Diorama:
         seed: int = 0,
         split: Literal["train", "held_out"] = "train",
         flow: bool = False,
-        pairs: bool = False,
+        pairs: Literal["", "motion", "shape"] = "",
         motions: Sequence[str] = MOTIONS,
     ) -> None:
         if not 8 <= size <= 2048:
@@ -248,6 +248,8 @@ class Diorama:
             raise UserError(f"split must be one of {', '.join(_SPLITS)}, not {split!r}")
         if not 0 <= seed < 2**63:
             raise UserError(f"the seed must be 0 to 2**63 - 1, not {seed}")
+        if pairs not in ("", "motion", "shape"):
+            raise UserError(f"pairs of clips differ in motion or shape, not {pairs!r}")
         self.size, self.num_frames, self.fps, self.seed, self.split = size, num_frames, tuple(fps), seed, split
         self.flow, self.pairs = flow, pairs
         unknown = [motion for motion in motions if motion not in MOTIONS]
@@ -266,17 +268,21 @@ class Diorama:
     def labels(self, index: int) -> Labels:
         """What clip `index` shows."""
         first = self._labels(self._scene(index))
-        return first if index == self._scene(index) else self._beside(first)
+        return first if index == self._scene(index) else self._beside(first, index)
 
     def _scene(self, index: int) -> int:
         return index - index % 2 if self.pairs else index
 
-    def _beside(self, labels: Labels) -> Labels:
-        """The second of a pair whose first shows `labels`."""
-        others = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
-        allowed = (motion for motion in others if (labels.colour, labels.shape, motion) in self.triples)
-        motion = next(allowed, labels.motion)
-        return dataclasses.replace(labels, motion=motion, speed="" if motion == "rests" else labels.speed)
+    def _beside(self, labels: Labels, index: int) -> Labels:
+        """The second of a pair, clip `index`, whose first shows `labels`."""
+        if self.pairs == "shape":
+            shapes = (SHAPES[at] for at in self._generator(index, 0).permutation(len(SHAPES)))
+            others = (dataclasses.replace(labels, shape=shape) for shape in shapes if shape != labels.shape)
+        else:
+            motions = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
+            still = {"rests": ""}
+            others = (dataclasses.replace(labels, motion=each, speed=still.get(each, labels.speed)) for each in motions)
+        return next((other for other in others if (other.colour, other.shape, other.motion) in self.triples), labels)
 
     def _labels(self, index: int) -> Labels:
         rng = self._generator(index, 0)

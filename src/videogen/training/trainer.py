@@ -17,7 +17,6 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -41,6 +40,7 @@ from videogen.training.checkpoint import (
 )
 from videogen.training.distributed import Ranks, StopRequest, ranks
 from videogen.training.objectives import Objective
+from videogen.training.precision import precision_of
 from videogen.training.progress import Progress
 
 _PREVIEW_CLIPS = 4
@@ -217,7 +217,7 @@ def _advance(
         last = begin + size >= len(share)
         local = isinstance(module, DistributedDataParallel) and not last
         with module.no_sync() if local else contextlib.nullcontext():  # type: ignore[operator]
-            with _precision(loop, place.device):
+            with precision_of(loop.precision, place.device):
                 loss, scalars = module(clips[part], generators[part], step)
             (loss * weight).backward()
         for name, value in {"loss": loss, **scalars}.items():
@@ -251,10 +251,6 @@ def _update(config: TrainConfig, state: TrainState, facts: dict[str, float]) -> 
 
 def _clip_gradients(module: nn.Module, limit: float) -> float:
     return float(nn.utils.clip_grad_norm_((item for item in module.parameters() if item.requires_grad), limit))
-
-
-def _precision(loop: LoopConfig, device: torch.device) -> contextlib.AbstractContextManager[Any]:
-    return torch.autocast(device.type, torch.bfloat16, enabled=loop.precision == "bfloat16")
 
 
 def _finished(config: TrainConfig, output: Path) -> bool:
@@ -300,7 +296,7 @@ def _preview(
 
     clips = first_clips(source, config.data, _PREVIEW_CLIPS).to(device)
     generators = [torch.Generator().manual_seed(derive_seed("preview", i)) for i in range(len(clips))]
-    with averaged(state) as network, _precision(config.loop, device):
+    with averaged(state) as network, precision_of(config.loop.precision, device):
         frames = objective.preview(network, clips, generators)
     pixels = frames.float().clamp(-1, 1).add(1).mul(127.5).round().byte().permute(0, 1, 3, 4, 2).cpu().numpy()
     folder = output / "previews"
