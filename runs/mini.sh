@@ -2,15 +2,17 @@
 # Mini from nothing: every network of VideoGen, in the order in which each needs the ones before (DESIGN.md section 1).
 # Stop it whenever you like (Ctrl-C) and start it again: each line goes on where it was, or says that it is done.
 #
-#   bash runs/mini.sh [FOLDER]        default: runs/mini
+#   bash runs/mini.sh [FOLDER [OPTION ...]]        default: runs/mini
 #
+# Options go to every training: `--set loop.precision=bfloat16` is faster where the processor multiplies in it.
 # docs/training.md has the measured minutes of each step. More processes: put `torchrun --nproc-per-node N -m` before videogen.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
+options=("${@:2}")
 videogen=${VIDEOGEN:-.venv/bin/videogen}
 
-step() { "$videogen" train "mini/$1" -o "$out/$1"; }
+step() { "$videogen" train "mini/$1" -o "$out/$1" ${options[@]+"${options[@]}"}; }
 assemble() { "$videogen" assemble --from "$out" -o "$out/pipeline"; } # what is trained so far; later steps read it there
 
 # What the paper takes ready-made (Stable Diffusion and CLIP), made here at mini's size
@@ -22,6 +24,7 @@ assemble
 step text_to_image_small
 step text_to_image_middle
 step text_to_image_long
+step text_to_image_attention
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
