@@ -351,7 +351,8 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return _value(hint, value, where)
     if origin is typing.Literal:
         if value not in arguments:
-            raise UserError(f"{where} must be one of {', '.join(map(str, arguments))}, not {value!r}")
+            choices = ", ".join(str(each) or repr(each) for each in arguments)
+            raise UserError(f"{where} must be one of {choices}, not {value!r}")
         return value
     if origin is tuple:
         if not isinstance(value, list | tuple) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):

@@ -280,8 +280,8 @@ class Diorama:
             others = (dataclasses.replace(labels, shape=shape) for shape in shapes if shape != labels.shape)
         else:
             motions = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
-            still = {"rests": ""}
-            others = (dataclasses.replace(labels, motion=each, speed=still.get(each, labels.speed)) for each in motions)
+            speeds = ("" if motion == "rests" else labels.speed for motion in motions)
+            others = (dataclasses.replace(labels, motion=m, speed=s) for m, s in zip(motions, speeds, strict=True))
         return next((other for other in others if (other.colour, other.shape, other.motion) in self.triples), labels)
 
     def _labels(self, index: int) -> Labels:
