@@ -34,7 +34,9 @@ step base_attention
 step base_small
 step base_large
 step base_left_right
+step base_circles
 step base_motions
+step base_speeds
 step base
 step super_resolution_1
 step super_resolution_2

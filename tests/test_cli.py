@@ -59,6 +59,8 @@ BAD_OTHERS = [
     (["train", "unknown.toml", "-o", "run"], "unknown key 'objectiv'"),
     (["train", "unknown.toml", "-o", "run", "--set", "loop.steps"], "must be KEY=VALUE"),
     (["train", "unknown.toml", "-o", "run", "--set", "loop.steps=1\nx=2"], "is no TOML value"),
+    (["train", "mini/base", "-o", "run", "--set", "data.pairs=motion"], "pairs must be a list, not 'motion'"),
+    (["train", "mini/base", "-o", "run", "--set", 'data.only={motion="rises"}'], "only.motion must be a list, not 'rises'"),
     (["assemble", "--from", "missing", "-o", "mini"], "there is no folder missing"),
     (["prepare"], "required: KIND"),
     (["prepare", "diorama", "--preview", "sheet.jpg"], "unknown ending '.jpg'; use .png"),

@@ -72,6 +72,10 @@ class Guidance:
             raise UserError(f"guidance_interval must be two fractions of the schedule, low and high in 0..1, not {low}, {high}")
 
 
+Difference = typing.Literal["motion", "shape", "speed", "fps"]
+"""What the two clips of a pair may differ in."""
+
+
 @dataclass(frozen=True)
 class DataConfig:
     """Which clips a network sees (section 4.1)."""
@@ -82,8 +86,10 @@ class DataConfig:
     fps: tuple[float, ...] = (4.0, 8.0, 16.0)  # one is drawn for each clip
     crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
     flow: bool = False  # also deliver exact optical flow (Diorama only)
-    pairs: typing.Literal["", "motion", "shape"] = ""  # two clips in a row show one scene, all but this alike (Diorama only)
-    motions: tuple[str, ...] = ()  # the only motions that are shown (Diorama only); none named: all
+    pairs: tuple[
+        typing.Literal["motion", "shape", "speed", "fps"], ...
+    ] = ()  # clips 2k, 2k+1 differ in one of these (Diorama only)
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # attribute -> classes shown (Diorama only)
     workers: int = 1  # loader processes
 
 
@@ -339,6 +345,8 @@ def _parse(cls: type, table: Mapping[str, Any], where: str, **types_: type) -> A
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
+    if hint is Any:
+        return value
     if dataclasses.is_dataclass(hint):
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a table, not {value!r}")
@@ -355,13 +363,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
             raise UserError(f"{where} must be one of {choices}, not {value!r}")
         return value
     if origin is tuple:
-        if not isinstance(value, list | tuple) or (arguments[-1] is not Ellipsis and len(value) != len(arguments)):
-            raise UserError(f"{where} must be a list of {len(arguments)} values, not {value!r}")
+        wanted = "" if arguments[-1] is Ellipsis else f" of {len(arguments)} values"
+        if not isinstance(value, list | tuple) or (wanted and len(value) != len(arguments)):
+            raise UserError(f"{where} must be a list{wanted}, not {value!r}")
         return tuple(_value(arguments[0], item, where) for item in value)
-    if origin is Mapping or hint is Mapping:
+    if origin is Mapping:
         if not isinstance(value, Mapping):
             raise UserError(f"{where} must be a table, not {value!r}")
-        return dict(value)
+        return {key: _value(arguments[1], item, f"{where}.{key}") for key, item in value.items()}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):

@@ -133,7 +133,7 @@ def test_a_first_frame_does_not_give_the_motion_away() -> None:
 
 
 def test_a_pair_is_one_scene_with_two_motions() -> None:
-    pairs = Diorama(32, 2, (4.0, 8.0, 16.0), pairs="motion")
+    pairs = Diorama(32, 2, (4.0, 8.0, 16.0), pairs=["motion"])
     alone = Diorama(32, 2, (4.0, 8.0, 16.0))
     same = []
     for k in range(60):
@@ -149,7 +149,7 @@ def test_a_pair_is_one_scene_with_two_motions() -> None:
 
 
 def test_a_pair_is_one_scene_with_two_shapes() -> None:
-    pairs, alone = Diorama(32, 1, pairs="shape"), Diorama(32, 1)
+    pairs, alone = Diorama(32, 1, pairs=["shape"]), Diorama(32, 1)
     for k in range(60):
         first, second = pairs.labels(2 * k), pairs.labels(2 * k + 1)
         assert first == alone.labels(2 * k)
@@ -158,18 +158,43 @@ def test_a_pair_is_one_scene_with_two_shapes() -> None:
         assert not is_held_out(second.colour, second.shape, second.motion)
     beside_a_ball = {pairs.labels(2 * k + 1).shape for k in range(400) if pairs.labels(2 * k).shape == "ball"}
     assert beside_a_ball == {*SHAPES} - {"ball"}
-    with pytest.raises(UserError, match="pairs of clips differ in motion or shape, not 'place'"):
-        Diorama(32, pairs="place")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"pairs of clips differ in some of motion, shape, speed, fps, not \['place'\]"):
+        Diorama(32, pairs=["place"])  # type: ignore[arg-type]
 
 
-def test_only_the_named_motions_are_shown() -> None:
+def test_a_pair_is_one_scene_at_two_speeds_or_rates() -> None:
+    pairs = Diorama(32, 2, (4.0, 8.0, 8.0), pairs=["speed", "fps"])
+    seen, same = set(), []
+    for k in range(40):
+        (first, rate), (second, other_rate) = ((pairs.labels(at), pairs.clip(at).fps) for at in (2 * k, 2 * k + 1))
+        assert dataclasses.replace(first, speed="") == dataclasses.replace(second, speed="")
+        assert (first.speed != second.speed) != (rate != other_rate)  # one of the two
+        assert first.motion != "rests" or rate != other_rate  # what rests has no speed
+        seen.add((first.speed, second.speed))
+        shown = pairs.clip(2 * k), pairs.clip(2 * k + 1)
+        same.append(np.array_equal(shown[0].frames[0], shown[1].frames[0]))
+    assert np.mean(same) > 0.6  # where they differ: at its speed one of the two would leave the picture
+    assert len(seen) == 9
+    lone = Diorama(32, 2, pairs=["speed"], only={"motion": ["rests"]})
+    assert lone.labels(0) == lone.labels(1)
+
+
+def test_only_what_is_named_is_shown() -> None:
     ways = ("moves left", "moves right")
-    source = Diorama(16, 2, pairs="motion", motions=ways)
-    assert {source.labels(index).motion for index in range(60)} == set(ways)
-    lone = Diorama(16, 2, pairs="motion", motions=("rises",))
+    source = Diorama(16, 2, pairs=["motion"], only={"motion": ways, "camera": [""], "weather": ["", "snow"]})
+    shown = [source.labels(index) for index in range(60)]
+    assert {labels.motion for labels in shown} == set(ways)
+    assert {labels.camera for labels in shown} == {None}
+    assert {labels.weather for labels in shown} == {None, "snow"}
+    assert {labels.place for labels in shown} == set(PLACES)
+    lone = Diorama(16, 2, pairs=["motion"], only={"motion": ["rises"]})
     assert {lone.labels(index).motion for index in range(8)} == {"rises"}
-    with pytest.raises(UserError, match=r"motions must be some of .*'rests', not \['flies'\]"):
-        Diorama(16, motions=("flies",))
+    with pytest.raises(UserError, match=r"only motion must be some of .*'rests', not \['flies'\]"):
+        Diorama(16, only={"motion": ["flies"]})
+    with pytest.raises(UserError, match=r"only some of 'motions': the attributes .* are colour, shape, motion"):
+        Diorama(16, only={"motions": ["rises"]})
+    with pytest.raises(UserError, match="no train clip with only"):
+        Diorama(16, only={"motion": ["rests"], "speed": ["quickly"]})
 
 
 def test_the_canonical_caption_is_the_designs_example_and_tells_all_labels_apart() -> None:

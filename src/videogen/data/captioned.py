@@ -106,9 +106,9 @@ class VideoFolder:
     """
 
     def __init__(self, path: Path, data: DataConfig, seed: int) -> None:
-        if data.pairs or data.motions:
-            name = "pairs" if data.pairs else "motions"
-            raise UserError(f"data.{name}: only the source 'diorama' can choose what moves and how, not {str(path)!r}")
+        if data.pairs or data.only:
+            name = "pairs" if data.pairs else "only"
+            raise UserError(f"data.{name}: what is shown can be chosen of the source 'diorama', not of {str(path)!r}")
         if data.flow:
             raise UserError(f"data.flow: exact flow is known for the source 'diorama' only, not for {str(path)!r}")
         self._path, self._data, self._seed = path, data, seed

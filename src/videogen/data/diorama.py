@@ -8,13 +8,14 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from videogen.config import UserError
+from videogen.config import Difference, UserError
 from videogen.data.clips import Clip
 from videogen.data.diorama_render import render_frames
 
@@ -212,16 +213,28 @@ def _check_rate(fps: float, num_frames: int) -> None:
         )
 
 
+def _others(labels: Labels, differs: str, rng: np.random.Generator) -> list[Labels]:
+    """The same scene with another motion, shape or speed; what should be taken first comes first."""
+    if differs == "motion":
+        motions = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
+        speeds = ["" if motion == "rests" else labels.speed for motion in motions]
+        return [dataclasses.replace(labels, motion=m, speed=s) for m, s in zip(motions, speeds, strict=True)]
+    if differs == "speed" and labels.motion == "rests":
+        return []
+    classes = [str(each) for each in rng.permutation(SHAPES if differs == "shape" else SPEEDS)]
+    return [dataclasses.replace(labels, **{differs: each}) for each in classes if each != getattr(labels, differs)]
+
+
 class Diorama:
     """Clips of `num_frames` frames, size x size pixels, each a pure function of (seed, split, index).
 
     The same index shows the same scene at every size and frame rate; only the sampling differs, and the first frame is the
     same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
-    and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene at one frame rate and differ in this alone,
-    "motion" (the second's is OPPOSITES of the first's, another where that is left out) or "shape": what tells them apart is
-    the words. motions: those that are shown.
+    and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene and differ in one of these alone, "motion" (the
+    second's is OPPOSITES of the first's, another where that is left out), "shape", "speed" or "fps": what tells them apart is
+    the words or the rate. only: attribute of ATTRIBUTES -> those of its classes that are shown, "" for none.
     flow: also deliver exact optical flow of object and camera; shadow, weather and moving water count as part of the still
-    background. Raises UserError on an impossible size, length or frame rate, or an unknown motion.
+    background. Raises UserError on an impossible size, length or frame rate, or an `only` that nothing fits.
     """
 
     def __init__(
@@ -233,8 +246,8 @@ class Diorama:
         seed: int = 0,
         split: Literal["train", "held_out"] = "train",
         flow: bool = False,
-        pairs: Literal["", "motion", "shape"] = "",
-        motions: Sequence[str] = MOTIONS,
+        pairs: Sequence[Difference] = (),
+        only: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
         if not 8 <= size <= 2048:
             raise UserError(f"the size of a Diorama clip must be 8 to 2048 pixels, not {size}")
@@ -248,14 +261,19 @@ class Diorama:
             raise UserError(f"split must be one of {', '.join(_SPLITS)}, not {split!r}")
         if not 0 <= seed < 2**63:
             raise UserError(f"the seed must be 0 to 2**63 - 1, not {seed}")
-        if pairs not in ("", "motion", "shape"):
-            raise UserError(f"pairs of clips differ in motion or shape, not {pairs!r}")
+        if not {*pairs} <= {*typing.get_args(Difference)}:
+            raise UserError(f"pairs of clips differ in some of {', '.join(typing.get_args(Difference))}, not {list(pairs)}")
         self.size, self.num_frames, self.fps, self.seed, self.split = size, num_frames, tuple(fps), seed, split
-        self.flow, self.pairs = flow, pairs
-        unknown = [motion for motion in motions if motion not in MOTIONS]
-        if unknown or not motions:
-            raise UserError(f"motions must be some of {', '.join(map(repr, MOTIONS))}, not {list(motions)}")
-        self.triples = [triple for triple in _SPLITS[split] if triple[2] in motions]
+        self.flow, self.pairs = flow, tuple(pairs)
+        self.only = only or {}
+        for name, classes in self.only.items():
+            known = [known or "" for known in ATTRIBUTES.get(name, ())]
+            if not known:
+                raise UserError(f"only some of {name!r}: the attributes of a Diorama clip are {', '.join(ATTRIBUTES)}")
+            unknown = [each for each in classes if each not in known]
+            if unknown or not classes:
+                raise UserError(f"only {name} must be some of {', '.join(map(repr, known))}, not {list(classes)}")
+        self._labels(0)  # does anything fit?
 
     def __len__(self) -> int:
         return 2**31
@@ -267,26 +285,42 @@ class Diorama:
 
     def labels(self, index: int) -> Labels:
         """What clip `index` shows."""
-        first = self._labels(self._scene(index))
-        return first if index == self._scene(index) else self._beside(first, index)
+        return self._shown(index)[0]
 
     def _scene(self, index: int) -> int:
         return index - index % 2 if self.pairs else index
 
-    def _beside(self, labels: Labels, index: int) -> Labels:
-        """The second of a pair, clip `index`, whose first shows `labels`."""
-        if self.pairs == "shape":
-            shapes = (SHAPES[at] for at in self._generator(index, 0).permutation(len(SHAPES)))
-            others = (dataclasses.replace(labels, shape=shape) for shape in shapes if shape != labels.shape)
-        else:
-            motions = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
-            speeds = ("" if motion == "rests" else labels.speed for motion in motions)
-            others = (dataclasses.replace(labels, motion=m, speed=s) for m, s in zip(motions, speeds, strict=True))
-        return next((other for other in others if (other.colour, other.shape, other.motion) in self.triples), labels)
+    def _shown(self, index: int) -> tuple[Labels, float]:
+        """What clip `index` shows and its frame rate. The second of a pair is like the first but for what a pair differs in."""
+        scene = self._scene(index)
+        labels, rate = self._labels(scene), self.fps[int(self._generator(scene, 3).random() * len(self.fps))]
+        if index == scene:
+            return labels, rate
+        rng = self._generator(index, 0)
+        for differs in rng.permutation(self.pairs):
+            if differs == "fps":
+                others = [(labels, other) for other in rng.permutation(self.fps) if other != rate]
+            else:
+                others = [(other, rate) for other in _others(labels, differs, rng) if self._shows(other)]
+            if others:
+                return others[0]
+        return labels, rate
+
+    def _shows(self, labels: Labels) -> bool:
+        triple = (labels.colour, labels.shape, labels.motion)
+        fits = all((getattr(labels, name) or "") in classes for name, classes in self.only.items())
+        return fits and triple in _SPLITS[self.split]
 
     def _labels(self, index: int) -> Labels:
         rng = self._generator(index, 0)
-        colour, shape, motion = self.triples[int(rng.integers(len(self.triples)))]
+        for _ in range(10_000):
+            if self._shows(labels := self._draw(rng)):
+                return labels
+        raise UserError(f"Diorama has no {self.split} clip with only {dict(self.only)}")
+
+    def _draw(self, rng: np.random.Generator) -> Labels:
+        triples = _SPLITS[self.split]
+        colour, shape, motion = triples[int(rng.integers(len(triples)))]
         speed = SPEEDS[int(rng.integers(len(SPEEDS)))]
         place, time = PLACES[int(rng.integers(len(PLACES)))], TIMES[int(rng.integers(len(TIMES)))]
         weather, camera = WEATHERS[int(rng.integers(len(WEATHERS)))], CAMERAS[int(rng.integers(len(CAMERAS)))]
@@ -304,8 +338,7 @@ class Diorama:
 
     def clip(self, index: int) -> Clip:
         """Clip `index`, 0 <= index < len(self). Raises IndexError outside."""
-        labels = self.labels(index)
-        fps = self.fps[int(self._generator(self._scene(index), 3).random() * len(self.fps))]
+        labels, fps = self._shown(index)
         said = caption(labels, self._generator(index, 2) if self.split == "train" else None)
         return self._clip(labels, self._scene(index), fps, said)
 

@@ -33,10 +33,9 @@ def derive_seed(*parts: int | str) -> int:
 def clip_source(data: DataConfig, seed: int) -> ClipSource:
     """The source that `data.source` names: "diorama", a folder of videos or a captions CSV."""
     if data.source == "diorama":
-        from videogen.data.diorama import MOTIONS, Diorama
+        from videogen.data.diorama import Diorama
 
-        motions = data.motions or MOTIONS
-        return Diorama(data.size, data.num_frames, data.fps, seed=seed, flow=data.flow, pairs=data.pairs, motions=motions)
+        return Diorama(data.size, data.num_frames, data.fps, seed=seed, flow=data.flow, pairs=data.pairs, only=data.only)
     from videogen.data.captioned import VideoFolder
 
     return VideoFolder(Path(data.source), data, seed)
