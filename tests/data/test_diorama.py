@@ -16,6 +16,7 @@ from PIL import Image
 from videogen.config import UserError
 from videogen.data.clips import Clip, collate
 from videogen.data.diorama import (
+    ATTRIBUTES,
     CAMERAS,
     COLOURS,
     MOTIONS,
@@ -189,6 +190,9 @@ def test_only_what_is_named_is_shown() -> None:
     assert {labels.place for labels in shown} == set(PLACES)
     lone = Diorama(16, 2, pairs=["motion"], only={"motion": ["rises"]})
     assert {lone.labels(index).motion for index in range(8)} == {"rises"}
+    rarest = Labels("red", "box", "rises", "slowly", "city", "night", "snow", "zooms in")
+    one = Diorama(16, only={name: [getattr(rarest, name)] for name in ATTRIBUTES})
+    assert {one.labels(index) for index in range(4)} == {rarest}
     with pytest.raises(UserError, match=r"only motion must be some of .*'rests', not \['flies'\]"):
         Diorama(16, only={"motion": ["flies"]})
     with pytest.raises(UserError, match=r"only some of 'motions': the attributes .* are colour, shape, motion"):

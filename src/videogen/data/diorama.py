@@ -273,6 +273,13 @@ class Diorama:
             unknown = [each for each in classes if each not in known]
             if unknown or not classes:
                 raise UserError(f"only {name} must be some of {', '.join(map(repr, known))}, not {list(classes)}")
+        self.triples = [
+            triple
+            for triple in _SPLITS[split]
+            if all(
+                each in self.only.get(name, (each,)) for name, each in zip(("colour", "shape", "motion"), triple, strict=True)
+            )
+        ]
         self._labels(0)  # does anything fit?
 
     def __len__(self) -> int:
@@ -299,7 +306,7 @@ class Diorama:
         rng = self._generator(index, 0)
         for differs in rng.permutation(self.pairs):
             if differs == "fps":
-                others = [(labels, other) for other in rng.permutation(self.fps) if other != rate]
+                others = [(labels, float(other)) for other in rng.permutation(self.fps) if other != rate]
             else:
                 others = [(other, rate) for other in _others(labels, differs, rng) if self._shows(other)]
             if others:
@@ -308,19 +315,17 @@ class Diorama:
 
     def _shows(self, labels: Labels) -> bool:
         triple = (labels.colour, labels.shape, labels.motion)
-        fits = all((getattr(labels, name) or "") in classes for name, classes in self.only.items())
-        return fits and triple in _SPLITS[self.split]
+        return triple in self.triples and all((getattr(labels, name) or "") in self.only[name] for name in self.only)
 
     def _labels(self, index: int) -> Labels:
         rng = self._generator(index, 0)
-        for _ in range(10_000):
+        for _ in range(100_000 if self.triples else 0):  # of what is rarest, one draw in 2,000 fits
             if self._shows(labels := self._draw(rng)):
                 return labels
         raise UserError(f"Diorama has no {self.split} clip with only {dict(self.only)}")
 
     def _draw(self, rng: np.random.Generator) -> Labels:
-        triples = _SPLITS[self.split]
-        colour, shape, motion = triples[int(rng.integers(len(triples)))]
+        colour, shape, motion = self.triples[int(rng.integers(len(self.triples)))]
         speed = SPEEDS[int(rng.integers(len(SPEEDS)))]
         place, time = PLACES[int(rng.integers(len(PLACES)))], TIMES[int(rng.integers(len(TIMES)))]
         weather, camera = WEATHERS[int(rng.integers(len(WEATHERS)))], CAMERAS[int(rng.integers(len(CAMERAS)))]
