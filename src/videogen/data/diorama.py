@@ -232,7 +232,8 @@ class Diorama:
     same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
     and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene and differ in one of these alone, "motion" (the
     second's is OPPOSITES of the first's, another where that is left out), "shape", "speed" or "fps": what tells them apart is
-    the words or the rate. only: attribute of ATTRIBUTES -> those of its classes that are shown, "" for none.
+    the words or the rate; where nothing can differ both show the same. only: attribute of ATTRIBUTES -> those of its classes
+    that are shown, "" for none.
     flow: also deliver exact optical flow of object and camera; shadow, weather and moving water count as part of the still
     background. Raises UserError on an impossible size, length or frame rate, or an `only` that nothing fits.
     """
