@@ -149,6 +149,7 @@ class AutoencoderOptions(ReconstructionOptions):
     """Mini's own image autoencoder. The paper takes Stable Diffusion's as it is."""
 
     kl_weight: float = 1e-6
+    equivariance: float = 0.0  # weight of the images decoded from shifted or shrunk latents
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from videogen.data.clips import ClipBatch
 from videogen.models.pretrained import load_network
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives import Objective, build_objective
+from videogen.training.objectives.reconstruction import shifted, shrunk
 from videogen.training.objectives.text_encoder import TextEncoderObjective
 from videogen.training.objectives.video_classifier import GAIN, QUANTITIES, spoil
 
@@ -57,6 +58,7 @@ TASKS = {
         random=False,
     ),
     "autoencoder": Task("autoencoder", {}, IMAGE_CODER),
+    "autoencoder, equivariance": Task("autoencoder", {"equivariance": 2.0}, IMAGE_CODER),
     "autoencoder, adversary": Task("autoencoder", ADVERSARY, IMAGE_CODER),
     "text_to_image": Task("text_to_image", {**MODEL, "text_dropout": 0.5}, {"sample_size": 8, **UNET}),
     "base": Task(
@@ -205,6 +207,41 @@ def test_each_side_of_the_adversary_has_its_own_gradients(tiny_folder: Path, nam
     torch.testing.assert_close(waiting[0], without[0])  # the critic's lesson never reaches the network
     torch.testing.assert_close(waiting[1], strong[1], rtol=0, atol=0)  # the critic learns from the first step
     assert not torch.equal(strong[0]["decoder.conv_out.weight"], without[0]["decoder.conv_out.weight"])  # type: ignore[arg-type]
+
+
+def test_latents_and_images_are_shifted_and_shrunk_alike() -> None:
+    """Means of 4x4 pixels as latents, and images without curvature: there, interpolating both comes to the same."""
+    x = torch.linspace(-1, 1, 32)
+    slopes = torch.tensor([[0.3, 0.1], [-0.2, 0.4], [0.5, -0.5], [0.0, 0.2], [0.1, 0.1], [-0.4, 0.0]])
+    images = (slopes[:, :1, None] * x[:, None] + slopes[:, 1:, None] * x)[:, None].expand(-1, 3, -1, -1)
+    latents = F.avg_pool2d(images, 4)
+    places = set()
+    for seed in range(20):
+        cut, seen = shifted(latents, images, generators(seed, seed + 50, seed + 100))  # two frames a clip
+        torch.testing.assert_close(cut, F.avg_pool2d(seen, 4))
+        places |= {round(float(each), 4) for each in (seen - images[..., :28, :28]).mean((1, 2, 3))}
+        assert seen.shape == (6, 3, 28, 28)
+        again = shifted(latents[2:4], images[2:4], generators(seed + 50))  # a clip alone
+        torch.testing.assert_close(again[1], seen[2:4], rtol=0, atol=0)
+    assert len(places) > 20  # whole pixels, both ways
+    small, half = shrunk(latents, images)
+    torch.testing.assert_close(small, F.avg_pool2d(half, 4))
+
+
+def test_the_autoencoder_learns_to_decode_what_is_shifted_or_shrunk(tiny_folder: Path) -> None:
+    """Its weight counts, and the gradient reaches the encoder through what was shifted (even steps) or shrunk (odd)."""
+    task = TASKS["autoencoder, equivariance"]
+    for step in (0, 1):
+        losses, slopes = [], []
+        for weight in (0.0, 1.0, 2.0):
+            objective, network = built(task, tiny_folder, equivariance=weight)
+            value = loss(objective, network, batch(task), SEEDS, step)
+            value.backward()
+            losses.append(value.item())
+            slopes.append(network.encoder.conv_in.weight.grad)
+        assert losses[0] < losses[1] < losses[2]
+        assert losses[2] - losses[1] == pytest.approx(losses[1] - losses[0], rel=1e-4)
+        assert not torch.equal(slopes[0], slopes[1])
 
 
 def test_the_autoencoder_ends_with_latents_of_unit_variance(tiny_folder: Path) -> None:

@@ -76,11 +76,15 @@ class ReconstructionObjective(Objective):
 
 
 class AutoencoderObjective(ReconstructionObjective):
-    """Mini's AutoencoderKL on frames, with a small KL term (Rombach et al. 2022)."""
+    """Mini's AutoencoderKL on frames, with a small KL term (Rombach et al. 2022).
+
+    With `equivariance`, latents that are shifted by part of a latent, or shrunk, must decode to the image shifted or shrunk
+    (EQ-VAE, Kouzelis et al. 2025): what moves then stays the same thing to the networks that learn the latents (docs/log.md).
+    """
 
     def __init__(self, options: AutoencoderOptions) -> None:
         super().__init__(options)
-        self.kl_weight = options.kl_weight
+        self.kl_weight, self.equivariance = options.kl_weight, options.equivariance
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(AutoencoderKL, network)
@@ -93,10 +97,17 @@ class AutoencoderObjective(ReconstructionObjective):
         images = clips.frames.flatten(0, 1)
         posterior = network.encode(images).latent_dist  # type: ignore[operator]
         noise = diffusion.randn((*clips.frames.shape[:2], *posterior.mean.shape[1:]), generators, images).flatten(0, 1)
-        made = network.decode(posterior.mean + posterior.std * noise).sample  # type: ignore[operator]
+        latents = posterior.mean + posterior.std * noise
+        made = network.decode(latents).sample  # type: ignore[operator]
         loss, scalars = self.reconstruction(made, images, step)
         divergence = posterior.kl().mean()
-        return loss + self.kl_weight * divergence, {**scalars, "kl": divergence.detach()}
+        loss, scalars["kl"] = loss + self.kl_weight * divergence, divergence.detach()
+        if self.equivariance > 0:
+            changed, true = shrunk(latents, images) if step % 2 else shifted(latents, images, generators)
+            made = network.decode(changed).sample  # type: ignore[operator]
+            reconstruction, seen = self.reconstruction(made, true, step)
+            loss, scalars["changed"] = loss + self.equivariance * reconstruction, seen["l1"]
+        return loss, scalars
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
@@ -109,6 +120,28 @@ class AutoencoderObjective(ReconstructionObjective):
         """Set `scaling_factor` so that latents have unit variance (Rombach et al. 2022, section G)."""
         spread = network.encode(clips.frames.flatten(0, 1)).latent_dist.mode().std()  # type: ignore[operator]
         network.register_to_config(scaling_factor=round(1 / spread.item(), 5))  # type: ignore[operator]
+
+
+def shrunk(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Both at half the size, by means of 2x2."""
+    return F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
+
+
+def shifted(latents: Tensor, images: Tensor, generators: list[torch.Generator]) -> tuple[Tensor, Tensor]:
+    """Both cut at the same place, a part of a latent from the edge; the latents (N, C, h, w) are interpolated linearly.
+
+    The place is drawn for each clip, in whole pixels; its frames follow each other in `latents` and `images` (N, 3, H, W).
+    """
+    count, (rows, columns) = len(latents) // len(generators), latents.shape[-2:]
+    factor = images.shape[-1] // columns
+    height, width = (rows - 1) * factor, (columns - 1) * factor
+    cut, seen = [], []
+    for z, x, generator in zip(latents.split(count), images.split(count), generators, strict=True):
+        down, right = torch.randint(factor, (2,), generator=generator).tolist()
+        z = torch.lerp(z[..., :-1, :], z[..., 1:, :], down / factor)
+        cut.append(torch.lerp(z[..., :-1], z[..., 1:], right / factor))
+        seen.append(x[..., down : down + height, right : right + width])
+    return torch.cat(cut), torch.cat(seen)
 
 
 class VideoDecoderObjective(ReconstructionObjective):
