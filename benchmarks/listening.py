@@ -2,8 +2,8 @@
 
 From pure noise and a true first frame, what the network takes the clean latents to be in its first step: squared error to the
 true ones, over the second half of the frames, with the caption that is true, with one that tells another motion, and
-with none; beside the error of the first frame repeated, which is the measure where autoencoders differ. A network that hears
-has far less error with the true one. One that looks at the reference only has the same.
+with none; beside the error of the first frame repeated. A network that hears has far less error with the true one. One that
+looks at the reference only has the same. Networks of different autoencoders do not compare by this: decode for that.
 Scenes are of the held-out world, but each shows every motion.
 """
 

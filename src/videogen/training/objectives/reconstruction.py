@@ -79,7 +79,7 @@ class AutoencoderObjective(ReconstructionObjective):
     """Mini's AutoencoderKL on frames, with a small KL term (Rombach et al. 2022).
 
     With `equivariance`, latents that are shifted by part of a latent, or shrunk, must decode to the image shifted or shrunk
-    (EQ-VAE, Kouzelis et al. 2025): what moves then stays the same thing to the networks that learn the latents (docs/log.md).
+    (EQ-VAE, Kouzelis et al. 2025), as the cascade's enlarging and the flow's warping of latents suppose (docs/log.md).
     """
 
     def __init__(self, options: AutoencoderOptions) -> None:
@@ -123,7 +123,7 @@ class AutoencoderObjective(ReconstructionObjective):
 
 
 def shrunk(latents: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Both at half the size, by means of 2x2."""
+    """Latents (N, C, h, w) and images (N, 3, H, W), both at half the size, by means of 2x2."""
     return F.avg_pool2d(latents, 2), F.avg_pool2d(images, 2)
 
 
@@ -131,6 +131,7 @@ def shifted(latents: Tensor, images: Tensor, generators: list[torch.Generator]) 
     """Both cut at the same place, a part of a latent from the edge; the latents (N, C, h, w) are interpolated linearly.
 
     The place is drawn for each clip, in whole pixels; its frames follow each other in `latents` and `images` (N, 3, H, W).
+    Returns (N, C, h-1, w-1) and (N, 3, H-f, W-f), f pixels a latent.
     """
     count, (rows, columns) = len(latents) // len(generators), latents.shape[-2:]
     factor = images.shape[-1] // columns
