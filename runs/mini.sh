@@ -22,19 +22,11 @@ step text_encoder
 step autoencoder
 assemble
 step text_to_image_small
-step text_to_image_middle
-step text_to_image_long
-step text_to_image_attention
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
 step base_start
-step base_middle
-step base_attention
-step base_small
-step base_large
 step base_left_right
-step base_circles
 step base_motions
 step base_speeds
 step base

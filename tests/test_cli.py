@@ -57,6 +57,8 @@ BAD_OTHERS = [
     (["generat"], "invalid choice"),
     (["train", "no/such/recipe", "-o", "run"], "no recipe 'no/such/recipe'"),
     (["train", "unknown.toml", "-o", "run"], "unknown key 'objectiv'"),
+    (["train", "orphan.toml", "-o", "run"], "no recipe 'mini/bass'"),
+    (["train", "here.toml", "-o", "run"], "here.toml is like itself, by way of here.toml and there.toml"),
     (["train", "unknown.toml", "-o", "run", "--set", "loop.steps"], "must be KEY=VALUE"),
     (["train", "unknown.toml", "-o", "run", "--set", "loop.steps=1\nx=2"], "is no TOML value"),
     (["train", "mini/base", "-o", "run", "--set", "data.pairs=motion"], "pairs must be a list, not 'motion'"),
@@ -77,6 +79,9 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text("not to be touched")
     (tmp_path / "blank.txt").write_text("\n  \n")
     (tmp_path / "unknown.toml").write_text('objective = "video_decoder"\nobjectiv = 1\n')
+    (tmp_path / "orphan.toml").write_text('like = "mini/bass"\n')
+    (tmp_path / "here.toml").write_text('like = "there.toml"\n')
+    (tmp_path / "there.toml").write_text('like = "here.toml"\n')
     Image.effect_noise((64, 64), 80).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     return tmp_path

@@ -95,8 +95,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with linear warm-up and a cosine decay to `final_learning_rate`."""
+    """Linear warm-up and a cosine decay to `final_learning_rate`. `name`: see `training/optimizers.py`."""
 
+    name: typing.Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-4
     final_learning_rate: float = 0.0
     warmup_steps: int = 100
@@ -270,17 +271,37 @@ def _jsonable(value: Any) -> Any:
 def read_recipe(name: str | Path, overrides: Mapping[str, Any] | None = None) -> TrainConfig:
     """Read a TOML recipe.
 
-    `name` is a file or a recipe of the package such as "mini/base". `overrides` maps dotted keys ("loop.steps") to values
-    that replace the file's. Raises UserError on a missing file, bad TOML, an unknown key or a value of the wrong type.
+    `name` is a file or a recipe of the package such as "mini/base". A recipe that begins with `like = NAME` is that other one
+    (of the package, or a file beside it) with its own values in place of the other's. `overrides` maps dotted keys
+    ("loop.steps") to values that replace the file's. Raises UserError on a missing file, bad TOML, an unknown key, a value of
+    the wrong type, or recipes that are like each other.
     """
-    text, where = _recipe_text(str(name))
+    table, where = _recipe_table(str(name), ())
+    for key, value in (overrides or {}).items():
+        _put(table, key, value)
+    return parse_train_config(table, where)
+
+
+def _recipe_table(name: str, before: tuple[str, ...]) -> tuple[dict[str, Any], str]:
+    """The values of a recipe and of what it is like, and where it was found; `before` are those that are like this one."""
+    text, where = _recipe_text(name)
     try:
         table = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{where} is not valid TOML: {error}") from None
-    for key, value in (overrides or {}).items():
-        _put(table, key, value)
-    return parse_train_config(table, where)
+    if "like" not in table:
+        return table, where
+    if where in before:
+        raise UserError(f"{where} is like itself, by way of {' and '.join(before)}: one of them must stand alone")
+    other = str(table.pop("like"))
+    beside = Path(name).parent / other
+    whole, _ = _recipe_table(str(beside if Path(name).is_file() and beside.is_file() else other), (*before, where))
+    for key, value in table.items():
+        if isinstance(value, dict) and isinstance(whole.get(key), dict):
+            whole[key] |= value
+        else:
+            whole[key] = value
+    return whole, where
 
 
 def _recipe_text(name: str) -> tuple[str, str]:

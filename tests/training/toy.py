@@ -39,16 +39,25 @@ class ToyNetwork(ModelMixin, ConfigMixin, NetworkAdapters):
 
 
 class Denoise(Objective):
-    """The adversary counts from step 2 on, so that its parameters have no gradient at first."""
+    """The adversary counts from step 2 on, so that its parameters have no gradient at first. middle: in place of dropout."""
 
-    def __init__(self, *, adversary: bool = False, dropout: bool = True, pause: float = 0.0, explode_at: int = -1) -> None:
+    def __init__(
+        self,
+        *,
+        adversary: bool = False,
+        dropout: bool = True,
+        middle: nn.Module | None = None,
+        pause: float = 0.0,
+        explode_at: int = -1,
+    ) -> None:
         self.companion = nn.Conv2d(3, 1, 3) if adversary else None
-        self.dropout, self.pause, self.explode_at = dropout, pause, explode_at
+        self.middle = middle if dropout else nn.Identity()
+        self.pause, self.explode_at = pause, explode_at
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = ToyNetwork(**network)
-        if not self.dropout:
-            built.drop = nn.Identity()
+        if self.middle is not None:
+            built.drop = self.middle
         return built
 
     def loss(

@@ -26,12 +26,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from videogen.config import TrainConfig, UserError, parse_train_config
+from videogen.training.optimizers import Optimizer
 
 MAY_CHANGE = frozenset(
     ("loop.steps", "loop.save_every", "loop.preview_every", "loop.log_every", "loop.keep_checkpoints", "data.workers")
 )
 _MANIFEST = "manifest.json"
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")  # AdamW's state of one parameter
 _ABSENT = object()
 
 
@@ -41,7 +41,7 @@ class TrainState:
 
     network: nn.Module
     companion: nn.Module | None
-    optimizer: torch.optim.AdamW
+    optimizer: Optimizer
     ema: dict[str, Tensor]  # float32 average of the network's trained parameters, by name
     step: int = 0
     seconds: float = 0.0
@@ -97,7 +97,9 @@ def load_checkpoint(path: Path, state: TrainState, config: TrainConfig) -> None:
     _copy(load_file(path / "ema.safetensors"), state.ema, path / "ema.safetensors")
     if state.companion is not None:
         _copy(load_file(path / "companion.safetensors"), _tensors(state.companion), path / "companion.safetensors")
-    _restore_optimizer(load_file(path / "optimizer.safetensors"), state)
+    moments = load_file(path / "optimizer.safetensors")
+    for name, item in _trained(state):
+        state.optimizer.restore(item, moments, f"{name}.")
     state.step, state.seconds = int(saved["step"]), float(saved["seconds"])
 
 
@@ -189,17 +191,9 @@ def _trained(state: TrainState) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _moments(state: TrainState) -> dict[str, Tensor]:
-    """AdamW's state, flat. A parameter that has never had a gradient has none."""
-    known = state.optimizer.state
-    return {f"{name}.{key}": known[item][key] for name, item in _trained(state) if item in known for key in _MOMENTS}
-
-
-def _restore_optimizer(saved: dict[str, Tensor], state: TrainState) -> None:
-    for name, item in _trained(state):
-        if f"{name}.step" in saved:
-            moments = {key: torch.zeros_like(item).copy_(saved[f"{name}.{key}"]) for key in ("exp_avg", "exp_avg_sq")}
-            step = saved[f"{name}.step"].clone().to(item.device)
-            state.optimizer.state[item] = {"step": step, **moments}
+    """The optimiser's state, flat."""
+    named = ((name, state.optimizer.moments(item)) for name, item in _trained(state))
+    return {f"{name}.{key}": tensor for name, moments in named for key, tensor in moments.items()}
 
 
 def _copy(saved: dict[str, Tensor], target: Mapping[str, Tensor], path: Path) -> None:

@@ -40,6 +40,7 @@ from videogen.training.checkpoint import (
 )
 from videogen.training.distributed import Ranks, StopRequest, ranks
 from videogen.training.objectives import Objective
+from videogen.training.optimizers import Optimizer
 from videogen.training.precision import precision_of
 from videogen.training.progress import Progress
 
@@ -173,19 +174,7 @@ def _start(config: TrainConfig, objective: Objective, device: torch.device) -> T
     parts = [(network, objective.learning_rate_factor)]
     if companion is not None:
         parts.append((companion, lambda name: 1.0))
-    groups: dict[float, list[nn.Parameter]] = {}
-    for part, factor in parts:
-        for name, item in part.named_parameters():
-            if item.requires_grad:
-                groups.setdefault(factor(name), []).append(item)
-    options = config.optimizer
-    optimizer = torch.optim.AdamW(
-        [{"params": items, "factor": factor} for factor, items in groups.items()],
-        lr=options.learning_rate,
-        betas=options.betas,
-        weight_decay=options.weight_decay,
-        fused=True,
-    )
+    optimizer = Optimizer(config.optimizer, parts)
     ema = {name: item.detach().float().clone() for name, item in network.named_parameters() if item.requires_grad}
     return TrainState(network, companion, optimizer, ema)
 
@@ -241,10 +230,7 @@ def _update(config: TrainConfig, state: TrainState, facts: dict[str, float]) -> 
             f"step {state.step + 1}: the loss is {facts['loss']} with gradient norm {norms[0]}; the newest checkpoint is from "
             "before this step: lower optimizer.learning_rate, or use float32, and train into another folder"
         )
-    for group in state.optimizer.param_groups:
-        group["lr"] = rate * group["factor"]
-    state.optimizer.step()
-    state.optimizer.zero_grad(set_to_none=True)
+    state.optimizer.step(rate)
     update_ema(state.ema, state.network, ema_decay(config.loop.ema_decay, state.step))
     return rate
 

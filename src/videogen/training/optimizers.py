@@ -1,0 +1,87 @@
+"""What turns gradients into steps: AdamW, or Muon for the layers that are matrices (no section of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from videogen.config import OptimizerConfig
+
+_ADAMW, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)  # the state of one parameter under each rule
+
+_FORMATS = {2: torch.contiguous_format, 4: torch.channels_last}
+_MATRIX = 32  # inputs and outputs that a layer needs for Muon; narrower ones (the first and the last) are left to AdamW
+
+
+class Optimizer:
+    """One step for all parts of a network, each parameter by its rule.
+
+    With `muon`, the weights of linear layers and convolutions that have at least 32 inputs and outputs take Muon's step (Jordan
+    et al. 2024: momentum made orthogonal), a convolution as the matrix of its outputs by all else; it is scaled to the size of
+    AdamW's (Liu et al. 2025), so one learning rate serves both. All else, and without `muon` everything, takes AdamW's.
+    `factor` gives the share of the learning rate of a parameter's name.
+    """
+
+    def __init__(self, options: OptimizerConfig, parts: Sequence[tuple[nn.Module, Callable[[str], float]]]) -> None:
+        self._matrices: dict[nn.Parameter, Tensor] = {}
+        groups: dict[tuple[bool, float], list[Tensor]] = {}
+        for part, factor in parts:
+            wide = set(_wide_weights(part)) if options.name == "muon" else set()
+            for name, item in part.named_parameters():
+                if item.requires_grad:
+                    if item in wide:
+                        item.data = item.data.contiguous(memory_format=_FORMATS[item.ndim])
+                        self._matrices[item] = _matrix(item.detach())
+                    groups.setdefault((item in wide, factor(name)), []).append(self._matrices.get(item, item))
+        common: dict[str, Any] = {"lr": options.learning_rate, "weight_decay": options.weight_decay}
+        self._rules: list[torch.optim.Optimizer] = []
+        for muon in (False, True):
+            kind = [{"params": items, "factor": share} for (wanted, share), items in groups.items() if wanted is muon]
+            if kind and muon:
+                self._rules.append(torch.optim.Muon(kind, adjust_lr_fn="match_rms_adamw", **common))
+            elif kind:
+                self._rules.append(torch.optim.AdamW(kind, betas=options.betas, fused=True, **common))
+
+    def step(self, learning_rate: float) -> None:
+        """Change the parameters by their gradients, and forget these."""
+        for item, matrix in self._matrices.items():
+            matrix.grad = None if item.grad is None else _matrix(item.grad)
+            item.grad = None
+        for rule in self._rules:
+            for group in rule.param_groups:
+                group["lr"] = learning_rate * group["factor"]
+            rule.step()
+            rule.zero_grad(set_to_none=True)
+
+    def moments(self, item: nn.Parameter) -> dict[str, Tensor]:
+        """The state of a parameter, by name, for a checkpoint; empty if it has never had a gradient."""
+        rule, key, names = self._of(item)
+        known = rule.state.get(key, {})
+        return {name: known[name] for name in names if name in known}
+
+    def restore(self, item: nn.Parameter, saved: Mapping[str, Tensor], prefix: str) -> None:
+        """Take what `moments` gave from `saved`, where `prefix` stands before its names; nothing if it is not there."""
+        rule, key, names = self._of(item)
+        if prefix + names[0] in saved:
+            # Copied into tensors that torch has allocated: safetensors' own are unaligned, which changes the last bits.
+            empty = {name: torch.zeros((), device=key.device) if name == "step" else torch.zeros_like(key) for name in names}
+            rule.state[key] = {name: tensor.copy_(saved[prefix + name]) for name, tensor in empty.items()}
+
+    def _of(self, item: nn.Parameter) -> tuple[torch.optim.Optimizer, Tensor, tuple[str, ...]]:
+        if item in self._matrices:
+            return self._rules[-1], self._matrices[item], _MUON
+        return self._rules[0], item, _ADAMW
+
+
+def _wide_weights(module: nn.Module) -> Iterator[Tensor]:
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear | nn.Conv2d) and min(layer.weight.shape[:2]) >= _MATRIX:
+            yield layer.weight
+
+
+def _matrix(weight: Tensor) -> Tensor:
+    """A linear layer's weight, or a convolution's (O, I, h, w) as (O, h*w*I): of channels_last the same memory."""
+    return weight if weight.ndim == 2 else weight.permute(0, 2, 3, 1).flatten(1)
