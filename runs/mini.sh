@@ -11,13 +11,14 @@ cd "$(dirname "$0")/.."
 out=${1:-runs/mini}
 options=("${@:2}")
 videogen=${VIDEOGEN:-.venv/bin/videogen}
+# glibc gives freed memory back at once and has it cleared again for the next step; it need not, and large pages are faster.
+export GLIBC_TUNABLES=${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184}
 
 step() { "$videogen" train "mini/$1" -o "$out/$1" ${options[@]+"${options[@]}"}; }
 assemble() { "$videogen" assemble --from "$out" -o "$out/pipeline"; } # what is trained so far; later steps read it there
 
 # What the paper takes ready-made (Stable Diffusion and CLIP), made here at mini's size
 [ -d "$out/tokenizer" ] || "$videogen" prepare tokenizer -o "$out/tokenizer"
-step text_encoder_start
 step text_encoder
 step autoencoder
 assemble
