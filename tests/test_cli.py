@@ -59,6 +59,7 @@ BAD_OTHERS = [
     (["train", "unknown.toml", "-o", "run"], "unknown key 'objectiv'"),
     (["train", "orphan.toml", "-o", "run"], "no recipe 'mini/bass'"),
     (["train", "here.toml", "-o", "run"], "here.toml is like itself, by way of here.toml and there.toml"),
+    (["train", "ring.toml", "-o", "run"], "ring.toml is like itself, by way of ring.toml"),
     (["train", "unknown.toml", "-o", "run", "--set", "loop.steps"], "must be KEY=VALUE"),
     (["train", "unknown.toml", "-o", "run", "--set", "loop.steps=1\nx=2"], "is no TOML value"),
     (["train", "mini/base", "-o", "run", "--set", "data.pairs=motion"], "pairs must be a list, not 'motion'"),
@@ -82,6 +83,7 @@ def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "orphan.toml").write_text('like = "mini/bass"\n')
     (tmp_path / "here.toml").write_text('like = "there.toml"\n')
     (tmp_path / "there.toml").write_text('like = "here.toml"\n')
+    (tmp_path / "ring.toml").write_text(f'like = "../{tmp_path.name}/ring.toml"\n')
     Image.effect_noise((64, 64), 80).save(tmp_path / "whole.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "whole.png").read_bytes()[:2000])
     return tmp_path

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 import types
 import typing
@@ -294,7 +295,7 @@ def _recipe_table(name: str, before: tuple[str, ...]) -> tuple[dict[str, Any], s
     if where in before:
         raise UserError(f"{where} is like itself, by way of {' and '.join(before)}: one of them must stand alone")
     other = str(table.pop("like"))
-    beside = Path(name).parent / other
+    beside = Path(os.path.normpath(Path(name).parent / other))  # one name a file, or a ring of recipes would have no end
     whole, _ = _recipe_table(str(beside if Path(name).is_file() and beside.is_file() else other), (*before, where))
     for key, value in table.items():
         if isinstance(value, dict) and isinstance(whole.get(key), dict):
