@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,52 @@ from videogen.config import OptimizerConfig
 _ADAMW, _MUON = ("step", "exp_avg", "exp_avg_sq"), ("momentum_buffer",)  # the state of one parameter under each rule
 
 _FORMATS = {2: torch.contiguous_format, 4: torch.channels_last}
+_MOMENTUM = 0.95  # of Muon
 _MATRIX = 32  # inputs and outputs that a layer needs for Muon; narrower ones (the first and the last) are left to AdamW
+
+
+class Muon(torch.optim.Optimizer):
+    """`torch.optim.Muon` with AdamW's sizes of steps, where all matrices of one shape are made orthogonal at once.
+
+    Jordan et al. 2024 (momentum 0.95 with Nesterov's look ahead, five Newton-Schulz iterations in bfloat16) and Liu et al. 2025
+    (the sizes). torch's own goes from matrix to matrix; mini has hundreds of small ones, and a step of them took longer that
+    way than a step of its text-to-image network without it (docs/log.md). `defaults` are `lr` and `weight_decay`.
+    """
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Change the parameters, all of them matrices (O, I), by their gradients; what `closure` returns."""
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        alike: dict[torch.Size, list[tuple[Tensor, dict[str, Any]]]] = {}
+        for group in self.param_groups:
+            for item in group["params"]:
+                if item.grad is not None:
+                    alike.setdefault(item.shape, []).append((item, group))
+        for shape, items in alike.items():
+            ahead = torch.stack([self._look_ahead(item) for item, _ in items])
+            for (item, group), change in zip(items, _orthogonal(ahead), strict=True):
+                item.mul_(1 - group["lr"] * group["weight_decay"])
+                item.add_(change, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
+        return loss
+
+    def _look_ahead(self, item: Tensor) -> Tensor:
+        state = self.state[item]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(item)
+        momentum = state["momentum_buffer"].lerp_(item.grad, 1 - _MOMENTUM)
+        return item.grad.lerp(momentum, _MOMENTUM)  # type: ignore[union-attr]
+
+
+def _orthogonal(matrices: Tensor) -> Tensor:
+    """(N, O, I) -> the same, with singular values of about one: the Newton-Schulz iterations of Jordan et al."""
+    tall = matrices.shape[1] > matrices.shape[2]
+    x = matrices.bfloat16()
+    x = x.mT if tall else x
+    x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=-4.7750, alpha=2.0315), x, beta=3.4445)
+    return x.mT if tall else x
 
 
 class Optimizer:
@@ -41,7 +87,7 @@ class Optimizer:
         for muon in (False, True):
             kind = [{"params": items, "factor": share} for (wanted, share), items in groups.items() if wanted is muon]
             if kind and muon:
-                self._rules.append(torch.optim.Muon(kind, adjust_lr_fn="match_rms_adamw", **common))
+                self._rules.append(Muon(kind, common))
             elif kind:
                 self._rules.append(torch.optim.AdamW(kind, betas=options.betas, fused=True, **common))
 
