@@ -23,6 +23,8 @@ step text_encoder
 step autoencoder
 assemble
 step text_to_image_small
+step text_to_image_shapes
+step text_to_image_anywhere
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
@@ -30,6 +32,7 @@ step base_start
 step base_left_right
 step base_motions
 step base_speeds
+step base_scenes
 step base
 step super_resolution_1
 step super_resolution_2

@@ -86,12 +86,17 @@ class DataConfig:
     num_frames: int = 16
     fps: tuple[float, ...] = (4.0, 8.0, 16.0)  # one is drawn for each clip
     crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
+    offset: int | None = None  # pixels that the object may be off a crop's middle, each way; None: anywhere (Diorama only)
     flow: bool = False  # also deliver exact optical flow (Diorama only)
     pairs: tuple[
         typing.Literal["motion", "shape", "speed", "fps"], ...
     ] = ()  # clips 2k, 2k+1 differ in one of these (Diorama only)
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # attribute -> classes shown (Diorama only)
     workers: int = 1  # loader processes
+
+    def __post_init__(self) -> None:
+        if self.offset is not None and (self.crop is None or self.offset < 0):
+            raise UserError("data.offset says where crops are: set data.crop, and an offset of at least 0 pixels")
 
 
 @dataclass(frozen=True)

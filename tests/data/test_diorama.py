@@ -163,6 +163,16 @@ def test_a_pair_is_one_scene_with_two_shapes() -> None:
         Diorama(32, pairs=["place"])  # type: ignore[arg-type]
 
 
+def test_the_middle_of_a_clip_is_where_its_object_is() -> None:
+    pairs = Diorama(64, 1, seed=5, pairs=("shape",))
+    for index in range(0, 20, 2):
+        first, second = pairs.clip(index), pairs.clip(index + 1)
+        rows, columns = np.nonzero((first.frames[0] != second.frames[0]).any(-1))
+        for x, y in (first.middle, second.middle):  # type: ignore[misc]
+            assert abs(x - columns.mean()) < 4
+            assert abs(y - rows.mean()) < 4
+
+
 def test_a_pair_is_one_scene_at_two_speeds_or_rates() -> None:
     pairs = Diorama(32, 2, (4.0, 8.0, 8.0), pairs=["speed", "fps"])
     seen, same = set(), []

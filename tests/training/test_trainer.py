@@ -13,13 +13,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 from toy import Denoise, ToyClips, ToyNetwork, recipe
 
 from videogen.config import DataConfig, LoraOptions, OptimizerConfig, TrainConfig, UserError
-from videogen.data.loader import clip_index, first_clips, load_batches
+from videogen.data.diorama import Diorama
+from videogen.data.loader import clip_index, crop_clip, first_clips, load_batches
 from videogen.training.trainer import ema_decay, learning_rate, run, update_ema
 
 TOY = Path(__file__).with_name("toy.py")
@@ -226,6 +228,28 @@ def test_every_clip_is_seen_once_an_epoch_in_changing_order() -> None:
     assert all(sorted(epoch) == list(range(7)) for epoch in epochs)
     assert epochs[0] != epochs[1]
     assert clip_index(2**31, 3, 12345) == 12345
+
+
+def test_crops_with_an_offset_have_the_object_near_their_middle_and_a_pair_is_cropped_alike() -> None:
+    data = DataConfig(crop=16, offset=2, pairs=("fps",), workers=0)
+    source, far = Diorama(32, 1, seed=3, pairs=("fps",)), 0.0  # of one frame: both of a pair show the same
+    for index in range(40):
+        clip = source.clip(index)
+        part, (x, y) = crop_clip(clip, data, seed=index), clip.middle  # type: ignore[misc]
+        windows = np.lib.stride_tricks.sliding_window_view(clip.frames[0], (16, 16, 3))[:, :, 0]
+        top, left = np.argwhere((windows == part.frames[0]).all((2, 3, 4)))[0]
+        off = [abs(left + 8 - min(max(x, 8), 24)), abs(top + 8 - min(max(y, 8), 24))]  # at the edge crops stay inside
+        assert max(off) <= 2.5
+        far = max(far, *off)
+    assert far > 1.5
+    for batch in load_batches(source, data, seed=0, batch_size=4, steps=range(3), share=range(4)):
+        for first, second in (batch.frames[:2], batch.frames[2:]):
+            assert torch.equal(first, second)
+    with pytest.raises(UserError, match="does not know where the middle"):
+        crop_clip(ToyClips().clip(0), DataConfig(crop=5, offset=0), 0)
+    for wrong in ({"offset": 3}, {"crop": 5, "offset": -1}):
+        with pytest.raises(UserError, match=r"set data.crop, and an offset of at least 0"):
+            DataConfig(**wrong)  # type: ignore[arg-type]
 
 
 def test_batches_depend_on_seed_and_step_alone() -> None:

@@ -17,6 +17,7 @@ class Clip:
     frames: uint8 (F, H, W, 3), sRGB. fps: frames a second. flow: float32 (F, 2, 2, H, W) or None; `flow[i, 0]` leads from
     frame i to frame i-1 and `flow[i, 1]` to frame i+1, each as (x, y) in pixels: frame_i(p) = frame_j(p + flow(p)).
     labels: int64 (A,) or None; the class of each attribute where the source knows them (`diorama.ATTRIBUTES`).
+    middle: (x, y) of the object's middle in the first frame, in pixels, or None where the source does not know it.
     """
 
     frames: np.ndarray
@@ -24,6 +25,7 @@ class Clip:
     fps: float
     flow: np.ndarray | None = None
     labels: np.ndarray | None = None
+    middle: tuple[float, float] | None = None
 
 
 class ClipSource(Protocol):

@@ -358,7 +358,7 @@ class Diorama:
         return self._clip(labels, index, rate, caption(labels))
 
     def _clip(self, labels: Labels, index: int, fps: float, said: str) -> Clip:
-        frames, flow = render_frames(
+        frames, flow, middle = render_frames(
             labels, self._generator(index, 1), size=self.size, num_frames=self.num_frames, fps=fps, with_flow=self.flow
         )
-        return Clip(frames=frames, caption=said, fps=fps, flow=flow, labels=labels.indices())
+        return Clip(frames=frames, caption=said, fps=fps, flow=flow, labels=labels.indices(), middle=middle)

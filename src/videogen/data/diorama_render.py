@@ -238,8 +238,8 @@ def _pixels(planes: Array) -> np.ndarray:
 
 def render_frames(
     labels: Labels, rng: np.random.Generator, *, size: int, num_frames: int, fps: float, with_flow: bool
-) -> tuple[np.ndarray, np.ndarray | None]:
-    """Frames, uint8 (F, size, size, 3), and flow as `Clip` has it, float32 (F, 2, 2, size, size), if wanted."""
+) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float]]:
+    """Frames, uint8 (F, size, size, 3); flow, float32 (F, 2, 2, size, size), if wanted; the middle; all as in `Clip`."""
     times = [i / fps for i in range(num_frames)]
     motion_rng, place_rng, weather_rng = rng.spawn(3)
     motion = Motion(labels, motion_rng)
@@ -263,7 +263,8 @@ def render_frames(
         if weather is not None:
             frame[:] = weather.fall(frame, t)
     flow = _flow(motion, sprite, times, fps, size) if with_flow else None
-    return frames, flow
+    pose = views[0].pose(motion.pose(times[0]))
+    return frames, flow, (pose.x * size, pose.y * size)
 
 
 def _canvas(views: list[View], size: int, horizon: float, time: str) -> Canvas:

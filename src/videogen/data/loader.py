@@ -52,15 +52,25 @@ def clip_index(length: int, seed: int, place: int) -> int:
     return place if length > _ENDLESS else int(_order(length, seed, epoch)[place])
 
 
-def random_crop(clip: Clip, side: int | None, seed: int) -> Clip:
-    """A square of `side` pixels, the same in all frames and in the flow (whose values stay: they are in pixels)."""
+def crop_clip(clip: Clip, data: DataConfig, seed: int) -> Clip:
+    """A square of `data.crop` pixels, the same in all frames and in the flow (whose values stay: they are in pixels).
+
+    It lies anywhere or, with `data.offset`, has the clip's middle at most so far from its own, as far as the frames reach.
+    """
+    side = data.crop
     if side is None:
         return clip
     height, width = clip.frames.shape[1:3]
     if side > min(height, width):
         raise UserError(f"data.crop is {side} but the frames are {width}x{height}; make it at most {min(height, width)}")
     chance = random.Random(seed)
-    top, left = chance.randint(0, height - side), chance.randint(0, width - side)
+    if data.offset is not None:
+        if clip.middle is None:
+            raise UserError("data.offset: this source does not know where the middle of its clips is; leave it out")
+        x, y = (round(middle - side / 2) + chance.randint(-data.offset, data.offset) for middle in clip.middle)
+        top, left = min(max(y, 0), height - side), min(max(x, 0), width - side)
+    else:
+        top, left = chance.randint(0, height - side), chance.randint(0, width - side)
     rows, columns = slice(top, top + side), slice(left, left + side)
     flow = None if clip.flow is None else clip.flow[..., rows, columns]
     return dataclasses.replace(clip, frames=clip.frames[:, rows, columns], flow=flow)
@@ -69,13 +79,13 @@ def random_crop(clip: Clip, side: int | None, seed: int) -> Clip:
 class _Clips(Dataset[Clip | UserError]):
     """An error is handed over as a value: raised in a worker it would reach the user as a page of traceback."""
 
-    def __init__(self, source: ClipSource, crop: int | None) -> None:
-        self.source, self.crop = source, crop
+    def __init__(self, source: ClipSource, data: DataConfig) -> None:
+        self.source, self.data = source, data
 
     def __getitem__(self, item: Item) -> Clip | UserError:
         index, seed = item
         try:
-            return random_crop(self.source.clip(index), self.crop, seed)
+            return crop_clip(self.source.clip(index), self.data, seed)
         except UserError as error:
             return error
 
@@ -83,15 +93,15 @@ class _Clips(Dataset[Clip | UserError]):
 class _Places(Sampler[list[Item]]):
     """For each step from `start` to `stop` the clips of one rank."""
 
-    def __init__(self, length: int, seed: int, batch_size: int, steps: range, share: range) -> None:
+    def __init__(self, length: int, data: DataConfig, seed: int, batch_size: int, steps: range, share: range) -> None:
         self.length, self.seed, self.batch_size, self.steps, self.share = length, seed, batch_size, steps, share
+        self.alike = 2 if data.pairs else 1  # clips in a row that are cropped alike
 
     def __iter__(self) -> Iterator[list[Item]]:
         for step in self.steps:
-            yield [
-                (clip_index(self.length, self.seed, step * self.batch_size + j), derive_seed("crop", self.seed, step, j))
-                for j in self.share
-            ]
+            indices = [clip_index(self.length, self.seed, step * self.batch_size + j) for j in self.share]
+            crops = [derive_seed("crop", self.seed, step, j // self.alike) for j in self.share]
+            yield list(zip(indices, crops, strict=True))
 
 
 def _collate(clips: list[Clip | UserError]) -> ClipBatch | UserError:
@@ -120,8 +130,8 @@ def load_batches(
     if len(source) < 1:
         raise UserError(f"the source {data.source!r} has no clips")
     loader: DataLoader[Clip | UserError] = DataLoader(
-        _Clips(source, data.crop),
-        batch_sampler=_Places(len(source), seed, batch_size, steps, share),
+        _Clips(source, data),
+        batch_sampler=_Places(len(source), data, seed, batch_size, steps, share),
         collate_fn=_collate,
         num_workers=data.workers,
         worker_init_fn=_start_worker,
@@ -135,4 +145,5 @@ def load_batches(
 
 def first_clips(source: ClipSource, data: DataConfig, count: int) -> ClipBatch:
     """The first `count` clips of the source, with fixed crops: what previews show."""
-    return collate([random_crop(source.clip(i), data.crop, derive_seed("preview", i)) for i in range(min(count, len(source)))])
+    indices = range(min(count, len(source)))
+    return collate([crop_clip(source.clip(i), data, derive_seed("preview", i)) for i in indices])
