@@ -22,14 +22,13 @@ class Muon(torch.optim.Optimizer):
     """`torch.optim.Muon` with AdamW's sizes of steps, where all matrices of one shape are made orthogonal at once.
 
     Jordan et al. 2024 (momentum 0.95 with Nesterov's look ahead, five Newton-Schulz iterations in bfloat16) and Liu et al. 2025
-    (the sizes). torch's own goes from matrix to matrix; mini has hundreds of small ones, and a step of them took longer that
-    way than a step of its text-to-image network without it (docs/log.md). `defaults` are `lr` and `weight_decay`.
+    (the sizes). torch's own goes from matrix to matrix, which for mini's hundreds of small ones takes two and a half times as
+    long (docs/log.md). `defaults` are `lr` and `weight_decay`.
     """
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Change the parameters, all of them matrices (O, I), by their gradients; what `closure` returns."""
-        loss = None if closure is None else torch.enable_grad()(closure)()
+    def step(self) -> None:  # type: ignore[override]
+        """Change the parameters, all of them matrices (O, I), by their gradients."""
         alike: dict[torch.Size, list[tuple[Tensor, dict[str, Any]]]] = {}
         for group in self.param_groups:
             for item in group["params"]:
@@ -40,7 +39,6 @@ class Muon(torch.optim.Optimizer):
             for (item, group), change in zip(items, _orthogonal(ahead), strict=True):
                 item.mul_(1 - group["lr"] * group["weight_decay"])
                 item.add_(change, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
-        return loss
 
     def _look_ahead(self, item: Tensor) -> Tensor:
         state = self.state[item]
