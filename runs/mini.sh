@@ -25,6 +25,8 @@ assemble
 step text_to_image_small
 step text_to_image_shapes
 step text_to_image_beside
+step text_to_image_near
+step text_to_image_far
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
