@@ -35,6 +35,7 @@ step base_left_right
 step base_motions
 step base_speeds
 step base_scenes
+step base_sixteen
 step base
 step super_resolution_1
 step super_resolution_2

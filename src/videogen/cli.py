@@ -54,6 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal must not make an emoji a crash
     try:
         options = _parser().parse_args(arguments)
+        _keep_freed_memory()
         options.run(options)
         sys.stdout.flush()
     except UserError as error:
@@ -66,6 +67,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains once more at its end
         return 141
     return 0
+
+
+def _keep_freed_memory() -> None:
+    """Have glibc keep what is freed: handed back, it is cleared again for the next layer, a sixth of the time of `generate`."""
+    import ctypes
+
+    if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        trim_threshold, mmap_max = -1, -4  # of malloc.h
+        libc.mallopt(mmap_max, 0)
+        libc.mallopt(trim_threshold, 2**31 - 1)
 
 
 def _say(text: str) -> None:
