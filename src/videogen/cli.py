@@ -70,7 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Have glibc keep what is freed: handed back, it is cleared again for the next layer, a sixth of the time of `generate`."""
+    """Have glibc keep what is freed. Handed back, it is cleared again for the next layer: a sixth of the time of 121 frames
+    (docs/log.md)."""
     import ctypes
 
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
