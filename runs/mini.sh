@@ -36,6 +36,7 @@ step base_motions
 step base_speeds
 step base_scenes
 step base_sixteen
+step base_drawing
 step base
 step super_resolution_1
 step super_resolution_2

@@ -63,6 +63,15 @@ def test_the_clean_sample_comes_back_from_what_the_network_should_output(kind: s
     torch.testing.assert_close(found, clean, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+def test_an_output_says_the_clean_sample_that_it_was_made_for(kind: str) -> None:
+    scheduler, timesteps = ddim(prediction_type=kind), torch.tensor([1, 250, 999])
+    scheduler.alphas_cumprod = scheduler.alphas_cumprod.double()
+    clean, noisy = randn(3, 3, 4, dtype=torch.float64), randn(3, 3, 4, seed=1, dtype=torch.float64)
+    output = diffusion.output_for(scheduler, noisy, clean, timesteps)
+    torch.testing.assert_close(diffusion.predict_clean(scheduler, noisy, output, timesteps), clean)
+
+
 def test_noising_follows_equation_4() -> None:
     scheduler, clean, noise, timesteps = ddim(), randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([10, 900])
     signal, sigma = diffusion.signal_and_noise(scheduler, timesteps, clean)
@@ -332,3 +341,9 @@ def test_training_can_dwell_on_the_noisy_end() -> None:
     drawn = diffusion.random_timesteps(ddim(), generators(*range(2000)), torch.device("cpu"), high_noise=3.0)
     assert 0 <= drawn.min() < drawn.max() == 999
     assert abs((drawn >= 875).float().mean() - 0.5) < 0.04  # 1 - u ** 3 has its median at 7/8
+
+
+def test_training_can_keep_to_the_last_part_of_the_schedule() -> None:
+    drawn = diffusion.random_timesteps(ddim(), generators(*range(400)), torch.device("cpu"), strength=0.5)
+    assert 0 <= drawn.min() < 20
+    assert 480 < drawn.max() < 500

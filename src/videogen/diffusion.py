@@ -86,14 +86,25 @@ def predict_clean(scheduler: Any, noisy: Tensor, output: Tensor, timesteps: Tens
     raise ValueError(f"unknown prediction type {kind!r}")
 
 
-def random_timesteps(
-    scheduler: Any, generators: list[torch.Generator], device: torch.device, high_noise: float = 1.0
-) -> Tensor:
-    """One training timestep a sample, 1 - u ** high_noise of the schedule for uniform u; int64 (B,).
+def output_for(scheduler: Any, noisy: Tensor, clean: Tensor, timesteps: Tensor) -> Tensor:
+    """The network's output at x_t that says that x_0 is `clean`: what `predict_clean` undoes. Undefined where abar_t = 1."""
+    signal, sigma = signal_and_noise(scheduler, timesteps, noisy)
+    return training_target(scheduler, clean, (noisy - signal * clean) / sigma, timesteps)
 
-    high_noise: 1 is uniform, as in Stable Diffusion; above 1 the noisy end is seen more often.
+
+def random_timesteps(
+    scheduler: Any,
+    generators: list[torch.Generator],
+    device: torch.device,
+    high_noise: float = 1.0,
+    strength: float = 1.0,
+) -> Tensor:
+    """One training timestep a sample, 1 - u ** high_noise of the last `strength` of the schedule for uniform u; int64 (B,).
+
+    high_noise: 1 is uniform, as in Stable Diffusion; above 1 the noisy end is seen more often. strength: as in `sample`, for a
+    network that only ever begins there.
     """
-    steps = scheduler.config.num_train_timesteps
+    steps = round(strength * scheduler.config.num_train_timesteps)
     uniform = torch.stack([torch.rand((), generator=generator, dtype=torch.float64) for generator in generators])
     return ((1 - uniform**high_noise) * steps).long().clamp(max=steps - 1).to(device)
 

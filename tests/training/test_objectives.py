@@ -131,6 +131,14 @@ def test_a_network_may_start_from_an_earlier_one_of_its_kind(tiny_folder: Path, 
     assert all(torch.equal(tensor, earlier[key]) for key, tensor in network.state_dict().items())
 
 
+def test_a_new_refiner_adds_nothing_to_what_warping_found(tiny_folder: Path) -> None:
+    task = TASKS["refiner"]
+    table = {"objective": task.objective, "options": task.options, "network": task.network}
+    network = build_objective(parse_train_config(table, "test"), tiny_folder.parent).build(task.network)
+    output = network(randn(1, 2, 4, 8, 8), torch.tensor([100]), fps=torch.tensor([8.0]), condition=randn(1, 2, 12, 8, 8))
+    assert not output.any()
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_weight_is_trained_and_nothing_frozen(tiny_folder: Path, name: str) -> None:
     """But for biases that cancel: of attention's keys in the softmax, and the critic's last while it tells nothing apart."""

@@ -33,9 +33,10 @@ def denoising_loss(
     generators: list[torch.Generator],
     shared_noise: float = 0.0,
     high_noise: float = 1.0,
+    strength: float = 1.0,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean squared error of the network's output at a random timestep and noise for each sample (DDPM, equation 14)."""
-    timesteps = diffusion.random_timesteps(scheduler, generators, clean.device, high_noise)
+    timesteps = diffusion.random_timesteps(scheduler, generators, clean.device, high_noise, strength)
     noise = diffusion.video_noise(tuple(clean.shape), generators, shared_noise, clean)
     noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
     target = diffusion.training_target(scheduler, clean, noise, timesteps)
@@ -164,7 +165,10 @@ class RefinerObjective(Objective):
         self.latent_flow = frozen(load_network(IFRNet, options.latent_flow))
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
-        return make(VideoUNet, network)
+        built = make(VideoUNet, network)
+        nn.init.zeros_(built.conv_out.weight)
+        nn.init.zeros_(built.conv_out.bias)
+        return built
 
     def frames(self, clips: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
         """(given latents (B, K+1, ...), true new latents (B, K, ...), warped new latents (B, K, ...))."""
@@ -182,7 +186,11 @@ class RefinerObjective(Objective):
         given, new, coarse = self.frames(clips)
         condition = tsr.refiner_condition(coarse, given[:, :-1], given[:, 1:])
         loss, scalars = denoising_loss(
-            self.scheduler, lambda x, t: network(x, t, fps=clips.fps, condition=condition), new, generators
+            self.scheduler,
+            tsr.beside_coarse(lambda x, t: network(x, t, fps=clips.fps, condition=condition), self.scheduler, coarse),
+            new,
+            generators,
+            strength=tsr.STRENGTH,
         )
         return loss, {**scalars, "coarse": F.mse_loss(coarse, new)}
 
