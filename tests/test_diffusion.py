@@ -72,6 +72,21 @@ def test_an_output_says_the_clean_sample_that_it_was_made_for(kind: str) -> None
     torch.testing.assert_close(diffusion.predict_clean(scheduler, noisy, output, timesteps), clean)
 
 
+@pytest.mark.parametrize("kind", TYPES)
+@pytest.mark.parametrize("timestep", [20, 250, 999])
+def test_a_network_that_says_nothing_knows_more_than_what_is_known_and_the_noisy_sample_each(kind: str, timestep: int) -> None:
+    scheduler, at, error = ddim(prediction_type=kind), torch.tensor([timestep]), 0.05
+    known, noise = randn(1, 20_000), randn(1, 20_000, seed=1)
+    clean = known + error**0.5 * randn(1, 20_000, seed=2)
+    noisy = diffusion.add_noise(scheduler, clean, noise, at)
+    signal, sigma = diffusion.signal_and_noise(scheduler, at, clean)
+    silent = diffusion.counted_from(lambda x, t: torch.zeros_like(x), scheduler, known, error)
+    found = (diffusion.predict_clean(scheduler, noisy, silent(noisy, at), at) - clean).square().mean().item()
+    alone = (error, (sigma / signal).square().item())
+    assert found == pytest.approx(1 / sum(1 / each for each in alone), rel=0.05)  # of two independent measurements
+    assert found < 1.01 * min(alone)
+
+
 def test_noising_follows_equation_4() -> None:
     scheduler, clean, noise, timesteps = ddim(), randn(2, 3, 4), randn(2, 3, 4, seed=1), torch.tensor([10, 900])
     signal, sigma = diffusion.signal_and_noise(scheduler, timesteps, clean)

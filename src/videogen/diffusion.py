@@ -92,6 +92,26 @@ def output_for(scheduler: Any, noisy: Tensor, clean: Tensor, timesteps: Tensor) 
     return training_target(scheduler, clean, (noisy - signal * clean) / sigma, timesteps)
 
 
+def counted_from(predict: Predict, scheduler: Any, known: Tensor, error: float | None) -> Predict:
+    """`predict`, whose output counts from what is known without it (ours), as outputs usually count: in training and sampling.
+
+    known: about x_0 (B, ...), `error` the variance by which x_0 differs from it. The noisy sample shows x_0 as well; the best
+    linear guess weighs both by their errors. A network whose last layer starts at zero starts as that guess, and learns what is
+    wrong in it instead of copying what is right: a network that has to copy leaves grain and blur (docs/log.md). error None:
+    the output counts from nothing, as Stable Diffusion's does.
+    """
+    if error is None:
+        return predict
+
+    def counted(noisy: Tensor, timestep: Tensor) -> Tensor:
+        at = timestep.round().long()  # some schedulers count in fractions
+        signal, sigma = signal_and_noise(scheduler, at, noisy)
+        guess = (sigma**2 * known + error * signal * noisy) / (sigma**2 + error * signal**2)
+        return output_for(scheduler, noisy, guess, at) + predict(noisy, timestep)
+
+    return counted
+
+
 def random_timesteps(
     scheduler: Any,
     generators: list[torch.Generator],

@@ -17,6 +17,7 @@ from tiny import CLASSIFIER, CLIP_TOWER, FLOW, IMAGE_CODER, REFINER, UNET, alive
 from videogen.config import UserError, parse_train_config
 from videogen.data.clips import ClipBatch
 from videogen.models.pretrained import load_network
+from videogen.models.unet import VideoUNet
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives import Objective, build_objective
 from videogen.training.objectives.reconstruction import shifted, shrunk
@@ -131,12 +132,29 @@ def test_a_network_may_start_from_an_earlier_one_of_its_kind(tiny_folder: Path, 
     assert all(torch.equal(tensor, earlier[key]) for key, tensor in network.state_dict().items())
 
 
-def test_a_new_refiner_adds_nothing_to_what_warping_found(tiny_folder: Path) -> None:
-    task = TASKS["refiner"]
-    table = {"objective": task.objective, "options": task.options, "network": task.network}
-    network = build_objective(parse_train_config(table, "test"), tiny_folder.parent).build(task.network)
-    output = network(randn(1, 2, 4, 8, 8), torch.tensor([100]), fps=torch.tensor([8.0]), condition=randn(1, 2, 12, 8, 8))
-    assert not output.any()
+@pytest.mark.parametrize("name", ["refiner", "super_resolution"])
+def test_a_network_that_counts_from_its_condition_starts_there(tiny_folder: Path, name: str) -> None:
+    """Also one that starts from a network which counts from nothing; its loss is then that of the best linear guess."""
+    task = TASKS[name]
+    given, losses = batch(task), []
+    for error in (None, 1e6, 0.5):  # nothing is known, next to nothing, something
+        table = {"objective": task.objective, "options": task.options, "network": {**task.network, "condition_error": error}}
+        objective = build_objective(parse_train_config(table, "test"), tiny_folder.parent)
+        network = objective.build(table["network"])
+        assert network.conv_out.weight.any() == (error is None)
+        losses.append(loss(objective, network, given, SEEDS).item())
+    assert losses[2] < losses[1]
+
+
+def test_one_that_counts_already_goes_on_as_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    task = TASKS["super_resolution"]
+    network = {**task.network, "condition_error": 0.5}
+    made = alive(VideoUNet(**network))
+    made.save_pretrained(tmp_path / "earlier")
+    options = {**task.options, "initial": str(tmp_path / "earlier")}
+    table = {"objective": task.objective, "options": options, "network": network}
+    built = build_objective(parse_train_config(table, "test"), tiny_folder.parent).build(network)
+    assert torch.equal(built.conv_out.weight, made.conv_out.weight)
 
 
 @pytest.mark.parametrize("name", TASKS)

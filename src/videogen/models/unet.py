@@ -107,7 +107,9 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     *number* of heads of spatial and cross-attention. New here: `reference` (whether a reference image conditions the network)
     and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade),
     `temporal_head_size` (channels of a head of temporal attention),
-    and `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`). Without
+    `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`) and `condition_error` (how its output counts:
+    from the best guess by the condition's first `out_channels`, about which the clean latents have this variance, see
+    `diffusion.counted_from`; the last layer then starts at zero; None: from nothing, as Stable Diffusion's). Without
     `cross_attention_dim` the network reads no text; with `addition_embed_type` "text", as in diffusers, an attention pooling
     of the whole text (`addition_embed_type_num_heads` heads) joins the time embedding, beside cross-attention.
     """
@@ -132,6 +134,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         norm_num_groups: int = 32,
         temporal_head_size: int = 64,
         shared_noise: float = 0.0,
+        condition_error: float | None = None,
     ) -> None:
         super().__init__()
         widths, levels = list(block_out_channels), len(block_out_channels)
@@ -142,6 +145,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             raise ValueError(f"{unknown[0]!r} is not a block of this network: it has {', '.join(sorted(BLOCK_TYPES))}")
         if not 0 <= shared_noise <= 1:
             raise ValueError(f"shared_noise must lie in 0..1, not {shared_noise}")
+        if condition_error is not None and not (condition_error > 0 and condition_channels >= out_channels):
+            raise ValueError(f"condition_error must be above 0, of a network with a condition, not {condition_error}")
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
         common = {"text_channels": cross_attention_dim, "groups": norm_num_groups, "linear": use_linear_projection}
         common["temporal_head_size"] = temporal_head_size
@@ -171,6 +176,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             self.up_blocks.append(UpBlock(inputs, width, embedding, attended, level < levels - 1, **common))
         self.conv_norm_out = nn.GroupNorm(norm_num_groups, widths[0], eps=1e-5)
         self.conv_out = PseudoConv3d(widths[0], out_channels, 3, padding=1)
+        if condition_error is not None:
+            self.count_from_condition()
         for index, layer in enumerate(self._transformers()):
             layer.text_index = index
 
@@ -186,6 +193,11 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             if kind != "text" or text is None:
                 raise ValueError(f'addition_embed_type must be "text" beside a cross_attention_dim, or None, not {kind!r}')
             self.add_embedding = TextTimeEmbedding(text, embedding, heads)
+
+    def count_from_condition(self) -> None:
+        """Let the last layer begin at zero, where it has learnt to count from nothing or nothing yet."""
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]
 
     def _transformers(self) -> list[Transformer]:
         return [layer for layer in self.modules() if isinstance(layer, Transformer)]
@@ -248,12 +260,16 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
                 first[:, 0] = reference
             parts.append(first)
         if condition is not None:
-            if condition.shape[-2:] != sample.shape[-2:]:
-                flat = F.interpolate(condition.flatten(0, 1), sample.shape[-2:], mode="bilinear")
-                condition = flat.unflatten(0, condition.shape[:2])
-            parts.append(condition)
+            parts.append(resize_condition(condition, sample.shape[-2:]))
         return torch.cat(parts, dim=2)
 
     def _embedding(self, timestep: Tensor, fps: Tensor, dtype: torch.dtype) -> Tensor:
         time = self.time_embedding(self.time_proj(timestep).to(dtype))
         return time + self.fps_embedding(self.time_proj(fps).to(dtype))
+
+
+def resize_condition(condition: Tensor, size: tuple[int, ...]) -> Tensor:
+    """Latents (B, F, C, h', w') of another level as a network sees them: (B, F, C, *size), bilinear."""
+    if condition.shape[-2:] == size:
+        return condition
+    return F.interpolate(condition.flatten(0, 1), size, mode="bilinear").unflatten(0, condition.shape[:2])

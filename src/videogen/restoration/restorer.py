@@ -174,7 +174,8 @@ class Restorer:
             latents = tsr.upsample_time(
                 latents,
                 middle=lambda given, step=step: self._middle(given, factor >> step, details),  # type: ignore[misc]
-                refiner=None if self.refiner is None else self._refine,
+                refiner=self.refiner,
+                call=self._refine,
                 scheduler=self.scheduler,
                 fps=torch.tensor([fps * 2**step], device=latents.device),
                 generators=[torch.Generator().manual_seed(derive_seed("steps", self.seed, first, step))],

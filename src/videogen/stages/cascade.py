@@ -10,7 +10,7 @@ from torch import Tensor
 
 from videogen import diffusion
 from videogen.config import Guidance
-from videogen.models.unet import VideoUNet
+from videogen.models.unet import VideoUNet, resize_condition
 from videogen.stages.conditions import encode_frames, resize_frames
 
 
@@ -82,11 +82,11 @@ def super_resolve(
     network, which has seen true ones under so little noise, takes their faults for truth (docs/log.md).
     """
     read = network.read_text(text)
-    batch, frames, channels, height, width = low.shape
+    enlarged = resize_condition(low, (2 * low.shape[-2], 2 * low.shape[-1]))
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=low)
+        return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=enlarged)
 
-    shape = (batch, frames, channels, 2 * height, 2 * width)
-    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)
-    return diffusion.sample(predict, noise, scheduler, num_steps, generators=generators, on_step=on_step)
+    noise = diffusion.video_noise(tuple(enlarged.shape), generators, network.config.shared_noise, like=low)
+    counted = diffusion.counted_from(predict, scheduler, enlarged, network.config.condition_error)
+    return diffusion.sample(counted, noise, scheduler, num_steps, generators=generators, on_step=on_step)

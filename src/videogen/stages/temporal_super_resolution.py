@@ -18,18 +18,13 @@ from torch import Tensor
 from videogen import diffusion
 from videogen.config import UserError
 from videogen.models.ifrnet import IFRNet
+from videogen.models.unet import VideoUNet
 
 Middle = Callable[[Tensor], Tensor]
 """Latents (B, N, C, h, w) -> coarse new frames (B, N-1, C, h, w) half-way between neighbours: what Fig. 6 varies."""
 
-Refiner = Callable[..., Tensor]
-"""The refining VideoUNet, or a function called like it: (noisy, timestep, fps=, condition=) -> its output."""
-
 STRENGTH = 0.5
 """The refiner starts from coarse frames noised to this fraction of the schedule (ours), and learns what lies below it."""
-
-COARSE_ERROR = 0.03
-"""Variance of true minus coarse scaled latents, roughly: 0.003 to 0.07 on Diorama at 8 to 32 frames a second."""
 
 
 def middle_frames(flow_network: IFRNet, latents: Tensor) -> Tensor:
@@ -89,29 +84,12 @@ def refiner_condition(coarse: Tensor, first: Tensor, second: Tensor) -> Tensor:
     return torch.cat([coarse, first, second], dim=2)
 
 
-def beside_coarse(refiner: diffusion.Predict, scheduler: Any, coarse: Tensor) -> diffusion.Predict:
-    """The refiner's output counted from what is known without it (ours), in training and sampling.
-
-    Warping has already found the new frame up to an error of variance about `COARSE_ERROR`, and the noisy frame shows it too;
-    the best linear guess weighs both by their errors. A refiner whose last layer starts at zero starts as that guess, and
-    learns what warping got wrong instead of copying what it got right: a network that has to copy leaves grain (docs/log.md).
-    """
-
-    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        at = timestep.round().long()  # some schedulers count in fractions
-        signal, sigma = diffusion.signal_and_noise(scheduler, at, noisy)
-        guess = (sigma**2 * coarse + COARSE_ERROR * signal * noisy) / (sigma**2 + COARSE_ERROR * signal**2)
-        return diffusion.output_for(scheduler, noisy, guess, at) + refiner(noisy, timestep)
-
-    return predict
-
-
 @torch.no_grad()
 def upsample_time(
     latents: Tensor,
     *,
     middle: Middle,
-    refiner: Refiner | None,
+    refiner: VideoUNet | None,
     scheduler: Any,
     fps: Tensor,
     generators: list[torch.Generator],
@@ -119,14 +97,16 @@ def upsample_time(
     strength: float = STRENGTH,
     window: int = 16,
     noise: Tensor | None = None,
+    call: Callable[..., Tensor] | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """One pass: scaled latents (B, N, C, h, w) -> (B, 2N-1, C, h, w), the given frames unchanged at the even positions.
 
-    middle: makes the coarse frames, e.g. `partial(middle_frames, flow_network)`. refiner: None leaves them as they are. fps:
-    (B,) of the *result*. num_steps, strength: the refiner starts from the coarse latents noised to this fraction of the
-    schedule, of which it was trained on the last `STRENGTH`, and takes exactly `num_steps` steps (the content is known, so few
-    are enough). on_step: as in `diffusion.sample`, called `num_steps` times.
+    middle: makes the coarse frames, e.g. `partial(middle_frames, flow_network)`. refiner: None leaves them as they are;
+    `call` is called in its place, with the same arguments (in tiles, say). fps: (B,) of the *result*. num_steps, strength: the
+    refiner starts from the coarse latents noised to this fraction of the schedule, of which it was trained on the last
+    `STRENGTH`, and takes exactly `num_steps` steps (ours: the content is known, so few are enough). on_step: as in
+    `diffusion.sample`, called `num_steps` times.
 
     window: the refiner denoises at most so many new frames at once, which bounds memory; windows are as equal as can be. Noise
     is drawn for the whole pass at once, sample i from `generators[i]`, so the window does not alter randomness; or it is given,
@@ -139,7 +119,9 @@ def upsample_time(
     if refiner is not None:
         condition = refiner_condition(new, latents[:, :-1], latents[:, 1:])
         refined = diffusion.sample(
-            beside_coarse(_in_windows(refiner, condition, fps, window), scheduler, new),
+            diffusion.counted_from(
+                _in_windows(call or refiner, condition, fps, window), scheduler, new, refiner.config.condition_error
+            ),
             diffusion.randn(tuple(new.shape), generators, like=new) if noise is None else noise,
             scheduler,
             num_steps,
@@ -152,7 +134,7 @@ def upsample_time(
     return interleave(latents, new)
 
 
-def _in_windows(refiner: Refiner, condition: Tensor, fps: Tensor, window: int) -> diffusion.Predict:
+def _in_windows(refiner: Callable[..., Tensor], condition: Tensor, fps: Tensor, window: int) -> diffusion.Predict:
     """The refiner as a function of noise and timestep, applied to as few and as equal windows of time as fit."""
     if window < 1:
         raise ValueError(f"window must be at least 1 frame, not {window}")

@@ -17,7 +17,7 @@ from videogen.data.clips import ClipBatch
 from videogen.models.ifrnet import IFRNet
 from videogen.models.initialization import initialize_from, is_new_in_video
 from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text, network_class
-from videogen.models.unet import VideoUNet
+from videogen.models.unet import VideoUNet, resize_condition
 from videogen.stages import temporal_super_resolution as tsr
 from videogen.stages.conditions import decode_frames, encode_frames, encode_text, resize_frames
 from videogen.training.objectives.base import Objective, chance, make
@@ -115,6 +115,9 @@ class VideoDiffusionObjective(TextConditioned):
         else:
             start = load_network(network_class(self.options.initial), self.options.initial)
         self.new = frozenset(initialize_from(built, start.state_dict()).new)
+        self.condition_error = built.config.condition_error
+        if self.condition_error is not None and start.config.get("condition_error") is None:
+            built.count_from_condition()
         return built
 
     def learning_rate_factor(self, name: str) -> float:
@@ -127,6 +130,15 @@ class VideoDiffusionObjective(TextConditioned):
         low = resize_frames(frames, (height // 2, width // 2)) if self.super_resolution else None
         return encode_frames(self.autoencoder, frames), None if low is None else encode_frames(self.autoencoder, low)
 
+    def predict(self, network: nn.Module, latents: Tensor, condition: Tensor | None, **conditions: Any) -> diffusion.Predict:
+        """The network under its conditions, as sampling calls it; latents: only their size counts."""
+        enlarged = None if condition is None else resize_condition(condition, latents.shape[-2:])
+
+        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
+            return network(noisy, timestep, condition=enlarged, **conditions)
+
+        return predict if enlarged is None else diffusion.counted_from(predict, self.scheduler, enlarged, self.condition_error)
+
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -138,10 +150,7 @@ class VideoDiffusionObjective(TextConditioned):
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
             noise = diffusion.randn(tuple(condition.shape), generators, condition)
             condition = condition + self.options.condition_noise * level[:, None, None, None, None] * noise
-
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return network(noisy, timestep, fps=clips.fps, text=text, reference=reference, condition=condition)
-
+        predict = self.predict(network, latents, condition, fps=clips.fps, text=text, reference=reference)
         return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise, self.options.high_noise)
 
     @torch.no_grad()
@@ -150,9 +159,7 @@ class VideoDiffusionObjective(TextConditioned):
         latents, condition = self.latents(clips)
         noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
 
-        def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return network(noisy, timestep, fps=clips.fps, text=text, reference=latents[:, 0], condition=condition)
-
+        predict = self.predict(network, latents, condition, fps=clips.fps, text=text, reference=latents[:, 0])
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
 
 
@@ -166,8 +173,7 @@ class RefinerObjective(Objective):
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(VideoUNet, network)
-        nn.init.zeros_(built.conv_out.weight)
-        nn.init.zeros_(built.conv_out.bias)
+        self.condition_error = built.config.condition_error
         return built
 
     def frames(self, clips: ClipBatch) -> tuple[Tensor, Tensor, Tensor]:
@@ -187,7 +193,9 @@ class RefinerObjective(Objective):
         condition = tsr.refiner_condition(coarse, given[:, :-1], given[:, 1:])
         loss, scalars = denoising_loss(
             self.scheduler,
-            tsr.beside_coarse(lambda x, t: network(x, t, fps=clips.fps, condition=condition), self.scheduler, coarse),
+            diffusion.counted_from(
+                lambda x, t: network(x, t, fps=clips.fps, condition=condition), self.scheduler, coarse, self.condition_error
+            ),
             new,
             generators,
             strength=tsr.STRENGTH,
