@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import Tensor
 
 from tiny import TEXT, generators, randn
 from videogen.config import Guidance
+from videogen.models.unet import VideoUNet, resize_condition
 from videogen.pipeline import VideoGenPipeline
-from videogen.stages.cascade import generate_base, reference_latents, super_resolve
+from videogen.stages.cascade import expected_latents, generate_base, reference_latents, super_resolve
 from videogen.stages.conditions import encode_frames, resize_frames
 
 FRAMES = 3
@@ -82,6 +84,37 @@ def test_super_resolution_doubles_and_is_the_same_alone_and_in_a_batch(tiny_pipe
     torch.testing.assert_close(enlarge(tiny_pipe, prompts[1:], reference[1:], low[1:], 8), both[1:], **CLOSE)
     assert not torch.allclose(enlarge(tiny_pipe, prompts, reference, low + 0.5, 7, 8), both)
     assert not torch.allclose(enlarge(tiny_pipe, prompts, None, low, 7, 8), both)
+
+
+def test_what_rests_is_expected_to_be_the_reference_and_what_moves_the_low_resolution() -> None:
+    low, reference = randn(2, 1, 4, 4, 6).expand(-1, 3, -1, -1, -1).clone(), randn(2, 4, 8, 12, seed=1)
+    low[:, 2, :, :, 3:] += 2  # the right half of the last frame
+    expected, enlarged = expected_latents(low, reference, (8, 12)), resize_condition(low, (8, 12))
+    torch.testing.assert_close(expected[:, :2], reference[:, None].expand(-1, 2, -1, -1, -1))
+    torch.testing.assert_close(expected[:, 2, :, :, :5], reference[..., :5])
+    torch.testing.assert_close(expected[:, 2, :, :, 7:], enlarged[:, 2, :, :, 7:], rtol=0, atol=1e-6)
+
+
+def test_no_reference_adds_nothing_to_the_low_resolution() -> None:
+    low, reference = randn(2, 3, 4, 4, 6), randn(2, 4, 8, 12, seed=1)
+    enlarged = resize_condition(low, (8, 12))
+    assert torch.equal(expected_latents(low, None, (8, 12)), enlarged)
+    reference[1] = 0
+    both = expected_latents(low, reference, (8, 12))
+    assert torch.equal(both[1], enlarged[1])
+    assert not torch.allclose(both[0], enlarged[0])
+
+
+def test_a_silent_network_leaves_what_is_expected(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    """One that counts from its condition; at zero terminal signal-to-noise the noise it begins with says nothing."""
+    config = {**tiny_pipe.super_resolution_1.config, "condition_channels": 8, "condition_error": 0.05}
+    silent, low, reference = VideoUNet.from_config(config), randn(1, FRAMES, 4, 2, 3), randn(1, 4, 4, 6, seed=1)
+    scheduler = DDIMScheduler.from_config(
+        tiny_pipe.scheduler.config, rescale_betas_zero_snr=True, prediction_type="v_prediction"
+    )
+    fps = torch.tensor([4.0])
+    made = super_resolve(silent, scheduler, text[2:3], reference, low, fps, generators(7), num_steps=1)
+    torch.testing.assert_close(made, expected_latents(low, reference, (4, 6)), rtol=0, atol=1e-4)
 
 
 def test_every_step_is_told_of(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:

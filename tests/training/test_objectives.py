@@ -72,6 +72,11 @@ TASKS = {
         {**MODEL, "initial": "./runs/base/network", "downscale": 2, "condition_noise": 0.3},
         {"sample_size": 4, "condition_channels": 4, **UNET},
     ),
+    "super_resolution, expected latents": Task(
+        "video_diffusion",
+        {**MODEL, "initial": "./runs/base/network", "downscale": 2, "reference_dropout": 0.5},
+        {"sample_size": 4, "condition_channels": 8, "condition_error": 0.05, **UNET},
+    ),
     "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
     "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
     "video_decoder": Task("video_decoder", {**MODEL, "clean": 0.5}, {}),
@@ -357,6 +362,13 @@ def test_a_network_that_cannot_be_built_is_refused(tiny_folder: Path, name: str)
         with pytest.raises(UserError, match="cannot be built from the recipe") as refused:
             objective.build({**TASKS[name].network, **change})
         assert "\n" not in str(refused.value)
+
+
+def test_a_condition_that_no_stage_makes_is_refused(tiny_folder: Path) -> None:
+    task = TASKS["super_resolution"]
+    objective, _ = built(task, tiny_folder)
+    with pytest.raises(UserError, match=r"condition_channels is 12: .* resolution \(4\) or also .* \(8\)"):
+        objective.build({**task.network, "condition_channels": 12})
 
 
 def test_an_image_model_that_is_none_is_refused(tiny_folder: Path) -> None:

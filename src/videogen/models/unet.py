@@ -108,7 +108,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade),
     `temporal_head_size` (channels of a head of temporal attention),
     `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`) and `condition_error` (how its output counts:
-    from the best guess by the condition's first `out_channels`, about which the clean latents have this variance, see
+    from the best guess by `out_channels` of the condition, about which the clean latents have this variance, see
     `diffusion.counted_from`; the last layer then starts at zero; None: from nothing, as Stable Diffusion's). Without
     `cross_attention_dim` the network reads no text; with `addition_embed_type` "text", as in diffusers, an attention pooling
     of the whole text (`addition_embed_type_num_heads` heads) joins the time embedding, beside cross-attention.

@@ -22,6 +22,37 @@ def reference_latents(autoencoder: Any, images: Tensor, levels: int) -> list[Ten
     return [encode_frames(autoencoder, resize_frames(images, size)) for size in sizes]
 
 
+ALIKE = 0.03
+"""Squared difference of low-resolution latents, mean of the channels, at which a place counts as changed by 1 - 1/e."""
+
+
+def expected_latents(low: Tensor, reference: Tensor | None, size: tuple[int, ...]) -> Tensor:
+    """What low resolution and reference together say of the latents of every frame (ours): (B, F, C, *size).
+
+    low: (B, F, C, h, w), enlarged. Where a frame's low resolution is that of the first frame, it has the detail that the
+    reference (B, C, *size) adds to the first frame's: what does not move is as sharp as the reference from the start, which
+    else would have to be carried to all frames by temporal layers. A reference of zeros is none, and adds nothing.
+    """
+    enlarged = resize_condition(low, size)
+    if reference is None:
+        return enlarged
+    changed = (low - low[:, :1]).square().mean(dim=2, keepdim=True)
+    weight = resize_condition(torch.exp(-changed / ALIKE), size) * reference.flatten(1).any(dim=1)[:, None, None, None, None]
+    return enlarged + weight * (reference[:, None] - enlarged[:, :1])
+
+
+def super_resolution_condition(low: Tensor, reference: Tensor | None, size: tuple[int, ...], channels: int) -> Tensor:
+    """What a super-resolution network sees with every frame, in training and sampling: (B, F, channels, *size).
+
+    channels: the network's `condition_channels`, C for the enlarged low resolution (paper), 2C for `expected_latents` (ours)
+    behind it. The output of a network with `condition_error` counts from the last C.
+    """
+    enlarged = resize_condition(low, size)
+    if channels == low.shape[2]:
+        return enlarged
+    return torch.cat([enlarged, expected_latents(low, reference, size)], dim=2)
+
+
 @torch.no_grad()
 def generate_base(
     network: VideoUNet,
@@ -82,11 +113,13 @@ def super_resolve(
     network, which has seen true ones under so little noise, takes their faults for truth (docs/log.md).
     """
     read = network.read_text(text)
-    enlarged = resize_condition(low, (2 * low.shape[-2], 2 * low.shape[-1]))
+    batch, frames, channels, height, width = low.shape
+    condition = super_resolution_condition(low, reference, (2 * height, 2 * width), network.config.condition_channels)
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=enlarged)
+        return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=condition)
 
-    noise = diffusion.video_noise(tuple(enlarged.shape), generators, network.config.shared_noise, like=low)
-    counted = diffusion.counted_from(predict, scheduler, enlarged, network.config.condition_error)
+    shape = (batch, frames, channels, 2 * height, 2 * width)
+    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)
+    counted = diffusion.counted_from(predict, scheduler, condition[:, :, -channels:], network.config.condition_error)
     return diffusion.sample(counted, noise, scheduler, num_steps, generators=generators, on_step=on_step)

@@ -17,8 +17,9 @@ from videogen.data.clips import ClipBatch
 from videogen.models.ifrnet import IFRNet
 from videogen.models.initialization import initialize_from, is_new_in_video
 from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text, network_class
-from videogen.models.unet import VideoUNet, resize_condition
+from videogen.models.unet import VideoUNet
 from videogen.stages import temporal_super_resolution as tsr
+from videogen.stages.cascade import super_resolution_condition
 from videogen.stages.conditions import decode_frames, encode_frames, encode_text, resize_frames
 from videogen.training.objectives.base import Objective, chance, make
 
@@ -108,8 +109,13 @@ class VideoDiffusionObjective(TextConditioned):
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(VideoUNet, network)
-        condition = built.config.condition_channels
-        self.super_resolution, self.shared_noise = condition > 0, built.config.shared_noise
+        self.condition_channels, channels = built.config.condition_channels, built.config.in_channels
+        if self.condition_channels not in (0, channels, 2 * channels):
+            raise UserError(
+                f"network.condition_channels is {self.condition_channels}: the base network sees no condition (0), super-"
+                f"resolution the low resolution ({channels}) or also what the reference adds to it ({2 * channels})"
+            )
+        self.super_resolution, self.shared_noise = self.condition_channels > 0, built.config.shared_noise
         if self.options.initial is None:
             start = load_component(UNet2DConditionModel, self.options.image_model, "unet")
         else:
@@ -130,36 +136,41 @@ class VideoDiffusionObjective(TextConditioned):
         low = resize_frames(frames, (height // 2, width // 2)) if self.super_resolution else None
         return encode_frames(self.autoencoder, frames), None if low is None else encode_frames(self.autoencoder, low)
 
-    def predict(self, network: nn.Module, latents: Tensor, condition: Tensor | None, **conditions: Any) -> diffusion.Predict:
-        """The network under its conditions, as sampling calls it; latents: only their size counts."""
-        enlarged = None if condition is None else resize_condition(condition, latents.shape[-2:])
+    def predict(
+        self, network: nn.Module, latents: Tensor, low: Tensor | None, reference: Tensor, **conditions: Any
+    ) -> diffusion.Predict:
+        """The network under its conditions, as sampling calls it; latents: only their shape counts."""
+        channels, size = latents.shape[2], latents.shape[-2:]
+        condition = None if low is None else super_resolution_condition(low, reference, size, self.condition_channels)
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-            return network(noisy, timestep, condition=enlarged, **conditions)
+            return network(noisy, timestep, reference=reference, condition=condition, **conditions)
 
-        return predict if enlarged is None else diffusion.counted_from(predict, self.scheduler, enlarged, self.condition_error)
+        if condition is None:
+            return predict
+        return diffusion.counted_from(predict, self.scheduler, condition[:, :, -channels:], self.condition_error)
 
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         text = self.text(clips.captions, generators)
-        latents, condition = self.latents(clips)
+        latents, low = self.latents(clips)
         dropped = chance(generators, self.options.reference_dropout, latents.device)
         reference = latents[:, 0] * ~dropped[:, None, None, None]
-        if condition is not None:
+        if low is not None:
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
-            noise = diffusion.randn(tuple(condition.shape), generators, condition)
-            condition = condition + self.options.condition_noise * level[:, None, None, None, None] * noise
-        predict = self.predict(network, latents, condition, fps=clips.fps, text=text, reference=reference)
+            noise = diffusion.randn(tuple(low.shape), generators, low)
+            low = low + self.options.condition_noise * level[:, None, None, None, None] * noise
+        predict = self.predict(network, latents, low, reference, fps=clips.fps, text=text)
         return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise, self.options.high_noise)
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
-        latents, condition = self.latents(clips)
+        latents, low = self.latents(clips)
         noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
 
-        predict = self.predict(network, latents, condition, fps=clips.fps, text=text, reference=latents[:, 0])
+        predict = self.predict(network, latents, low, latents[:, 0], fps=clips.fps, text=text)
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
 
 
