@@ -221,9 +221,9 @@ def test_wrong_use_is_refused(fresh: VideoUNet) -> None:
         VideoUNet(block_out_channels=(8, 16))
     with pytest.raises(ValueError, match=r"shared_noise must lie in 0..1, not nan"):
         VideoUNet(**UNET, shared_noise=float("nan"))
-    with pytest.raises(ValueError, match="condition_error must be above 0, of a network with a condition, not 0"):
+    with pytest.raises(ValueError, match="condition_error must be above 0 and finite, of a network with a condition, not 0"):
         VideoUNet(**UNET, condition_channels=4, condition_error=0.0)
-    with pytest.raises(ValueError, match=r"condition_error must be above 0, of a network with a condition, not 0.1"):
+    with pytest.raises(ValueError, match=r"condition_error must be above 0 and finite, of a network with a condition, not 0.1"):
         VideoUNet(**UNET, condition_error=0.1)
     with pytest.raises(ValueError, match="'AttnDownBlock2D' is not"):
         VideoUNet(**{**UNET, "down_block_types": ("AttnDownBlock2D", "DownBlock2D")})

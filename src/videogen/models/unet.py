@@ -145,8 +145,10 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             raise ValueError(f"{unknown[0]!r} is not a block of this network: it has {', '.join(sorted(BLOCK_TYPES))}")
         if not 0 <= shared_noise <= 1:
             raise ValueError(f"shared_noise must lie in 0..1, not {shared_noise}")
-        if condition_error is not None and not (condition_error > 0 and condition_channels >= out_channels):
-            raise ValueError(f"condition_error must be above 0, of a network with a condition, not {condition_error}")
+        if condition_error is not None and not (0 < condition_error < float("inf") and condition_channels >= out_channels):
+            raise ValueError(
+                f"condition_error must be above 0 and finite, of a network with a condition, not {condition_error}"
+            )
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
         common = {"text_channels": cross_attention_dim, "groups": norm_num_groups, "linear": use_linear_projection}
         common["temporal_head_size"] = temporal_head_size
