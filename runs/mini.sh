@@ -37,6 +37,7 @@ step base_speeds
 step base_scenes
 step base_sixteen
 step base_drawing
+step base_moving
 step base
 step super_resolution_1
 step super_resolution_2

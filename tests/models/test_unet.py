@@ -149,6 +149,19 @@ def test_the_reference_enters_with_the_first_frame_only() -> None:
     assert changed(network, given, reference=reference) == [True, False, False]
 
 
+@torch.no_grad()
+def test_a_reference_in_every_frame_is_seen_there_once_it_is_learnt() -> None:
+    given, reference = inputs(text=UNET["cross_attention_dim"]), randn(B, 4, 8, 8, seed=2)
+    first_only = pair(UNET)[1]
+    first_only.conv_in.weight[:, 4:] += 0.1
+    network = VideoUNet(**UNET, reference_in_every_frame=True).eval()
+    assert initialize_from(network, first_only.state_dict()).widened == ("conv_in.weight",)
+    torch.testing.assert_close(network(**given, reference=reference), first_only(**given, reference=reference))
+    network.conv_in.weight[:, 8:] += 0.1
+    assert changed(network, given, reference=reference) == [True] * 3
+    assert torch.equal(network(**given), network(**given, reference=torch.zeros_like(reference)))
+
+
 def test_no_reference_is_a_reference_of_zeros(trained: VideoUNet) -> None:
     given = everything()
     zeros, none = torch.zeros_like(given.pop("reference")), None
@@ -225,6 +238,8 @@ def test_wrong_use_is_refused(fresh: VideoUNet) -> None:
         VideoUNet(**UNET, condition_channels=4, condition_error=0.0)
     with pytest.raises(ValueError, match=r"condition_error must be above 0 and finite, of a network with a condition, not 0.1"):
         VideoUNet(**UNET, condition_error=0.1)
+    with pytest.raises(ValueError, match="reference_in_every_frame needs a network with a reference"):
+        VideoUNet(reference=False, reference_in_every_frame=True, **NO_TEXT)
     with pytest.raises(ValueError, match="'AttnDownBlock2D' is not"):
         VideoUNet(**{**UNET, "down_block_types": ("AttnDownBlock2D", "DownBlock2D")})
 

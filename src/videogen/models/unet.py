@@ -1,8 +1,9 @@
 """VideoUNet (section 3.2): Stable Diffusion's UNet made pseudo-3-D, with every condition injected inside the network.
 
 One class serves the three networks of the cascade and the refiner of section 3.3. Injecting here means that training and
-sampling cannot drift apart: the reference is concatenated with the first frame and zeros with all others, the condition
-(low-resolution latents, or the neighbours of a new frame) with every frame, text and fps enter as embeddings.
+sampling cannot drift apart: the reference is concatenated with the first frame and zeros with all others (and, where the
+network asks for it, with every frame once more), the condition (low-resolution latents, or the neighbours of a new frame)
+with every frame, text and fps enter as embeddings.
 """
 
 from __future__ import annotations
@@ -106,6 +107,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     The configuration uses the names of `diffusers.UNet2DConditionModel`, including its quirk: `attention_head_dim` is the
     *number* of heads of spatial and cross-attention. New here: `reference` (whether a reference image conditions the network)
     and `condition_channels` (channels concatenated with every frame; 0 for the first network of the cascade),
+    `reference_in_every_frame` (ours: it is concatenated with all frames as well, behind the rest; where a thing moves, a frame
+    then has what it looks like at hand, and temporal layers need not carry it there first),
     `temporal_head_size` (channels of a head of temporal attention),
     `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`) and `condition_error` (how its output counts:
     from the best guess by `out_channels` of the condition, about which the clean latents have this variance, see
@@ -122,6 +125,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         out_channels: int = 4,
         reference: bool = True,
         condition_channels: int = 0,
+        reference_in_every_frame: bool = False,
         down_block_types: tuple[str, ...] = (*["CrossAttnDownBlock2D"] * 3, "DownBlock2D"),
         up_block_types: tuple[str, ...] = ("UpBlock2D", *["CrossAttnUpBlock2D"] * 3),
         block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280),
@@ -149,12 +153,14 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             raise ValueError(
                 f"condition_error must be above 0 and finite, of a network with a condition, not {condition_error}"
             )
+        if reference_in_every_frame and not reference:
+            raise ValueError("reference_in_every_frame needs a network with a reference")
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
         common = {"text_channels": cross_attention_dim, "groups": norm_num_groups, "linear": use_linear_projection}
         common["temporal_head_size"] = temporal_head_size
         embedding = 4 * widths[0]
 
-        total = in_channels * (2 if reference else 1) + condition_channels
+        total = in_channels * (1 + reference + reference_in_every_frame) + condition_channels
         self.conv_in = PseudoConv3d(total, widths[0], 3, padding=1)
         self._make_embeddings(widths[0], embedding, cross_attention_dim, addition_embed_type, addition_embed_type_num_heads)
 
@@ -250,7 +256,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         return x.unflatten(0, (-1, num_frames))
 
     def _with_conditions(self, sample: Tensor, reference: Tensor | None, condition: Tensor | None) -> Tensor:
-        """Concatenate on channels: noisy latents | reference with frame 0, zeros with the others | condition."""
+        """Concatenate on channels: noisy latents | reference with frame 0, zeros with the others | condition | reference."""
         parts, channels = [sample], 0 if condition is None else condition.shape[2]
         if channels != self.config.condition_channels:
             raise ValueError(f"this network takes a condition of {self.config.condition_channels} channels, not {channels}")
@@ -263,6 +269,9 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             parts.append(first)
         if condition is not None:
             parts.append(resize_condition(condition, sample.shape[-2:]))
+        if self.config.reference_in_every_frame:
+            every = torch.zeros_like(sample[:, 0]) if reference is None else reference
+            parts.append(every[:, None].expand_as(sample))
         return torch.cat(parts, dim=2)
 
     def _embedding(self, timestep: Tensor, fps: Tensor, dtype: torch.dtype) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from videogen import diffusion
@@ -22,23 +23,47 @@ def reference_latents(autoencoder: Any, images: Tensor, levels: int) -> list[Ten
     return [encode_frames(autoencoder, resize_frames(images, size)) for size in sizes]
 
 
-ALIKE = 0.03
-"""Squared difference of low-resolution latents, mean of the channels, at which a place counts as changed by 1 - 1/e."""
+SEARCH = 0.002
+"""Squared difference of surroundings, mean of their values, that makes a place of the first frame e times as likely a find."""
+ALIKE = 0.1
+"""Squared difference, likewise, at which what is found counts as something else by 1 - 1/e."""
 
 
 def expected_latents(low: Tensor, reference: Tensor | None, size: tuple[int, ...]) -> Tensor:
     """What low resolution and reference together say of the latents of every frame (ours): (B, F, C, *size).
 
-    low: (B, F, C, h, w), enlarged. Where a frame's low resolution is that of the first frame, it has the detail that the
-    reference (B, C, *size) adds to the first frame's: what does not move is as sharp as the reference from the start, which
-    else would have to be carried to all frames by temporal layers. A reference of zeros is none, and adds nothing.
+    low: (B, F, C, h, w), enlarged. For every place of every frame, the places of the first frame that look like it at low
+    resolution are found (as in non-local means, Buades et al. 2005), by 3x3 latents around each; what is found adds the detail
+    that the reference (B, C, *size) has there. So what rests and what moves without turning are as sharp as the reference from
+    the start, which else layers that see one place or one frame at a time would have to carry there. A reference of zeros is
+    none, and adds nothing.
     """
     enlarged = resize_condition(low, size)
     if reference is None:
         return enlarged
-    changed = (low - low[:, :1]).square().mean(dim=2, keepdim=True)
-    weight = resize_condition(torch.exp(-changed / ALIKE), size) * reference.flatten(1).any(dim=1)[:, None, None, None, None]
-    return enlarged + weight * (reference[:, None] - enlarged[:, :1])
+    batch, frames, channels = low.shape[:3]
+    around = F.unfold(F.pad(enlarged.flatten(0, 1).float(), [1, 1, 1, 1], mode="replicate"), 3).transpose(1, 2)
+    around = around.unflatten(0, (batch, frames))  # (B, F, h * w, 9 C)
+    detail = (reference - enlarged[:, 0]).flatten(2).transpose(1, 2).float()
+    found = _found_alike(around.flatten(1, 2), around[:, 0], torch.cat([detail, around[:, 0]], dim=2))
+    added, looks = found.unflatten(1, (frames, -1)).split([channels, 9 * channels], dim=3)
+    weight = torch.exp(-(around - looks).square().mean(dim=3, keepdim=True) / ALIKE)
+    weight = weight * reference.flatten(1).any(dim=1)[:, None, None, None]
+    return enlarged + (weight * added).transpose(2, 3).unflatten(3, size).to(enlarged)
+
+
+def _found_alike(wanted: Tensor, known: Tensor, values: Tensor) -> Tensor:
+    """Mean of `values` (B, N, E), weighted by how alike `known` (B, N, D) and `wanted` (B, M, D) are: (B, M, E), D < E.
+
+    Attention whose logits are squared distances, -|a - b|^2 = 2 a.b - |b|^2 - |a|^2, in float32 under any autocast.
+    """
+    width = wanted.shape[2]
+    query = torch.cat([2 * wanted, torch.ones_like(wanted[..., :1])], dim=2)
+    key = torch.cat([known, -known.square().sum(dim=2, keepdim=True)], dim=2)
+    padding = (0, values.shape[2] - width - 1)  # of one width, and with one head: so torch is fast, and makes no matrix (M, N)
+    with torch.autocast(wanted.device.type, enabled=False):
+        query, key, values = F.pad(query, padding)[:, None], F.pad(key, padding)[:, None], values[:, None]
+        return F.scaled_dot_product_attention(query, key, values, scale=1 / (width * SEARCH))[:, 0]
 
 
 def super_resolution_condition(low: Tensor, reference: Tensor | None, size: tuple[int, ...], channels: int) -> Tensor:
