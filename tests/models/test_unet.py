@@ -240,6 +240,9 @@ def test_wrong_use_is_refused(fresh: VideoUNet) -> None:
         VideoUNet(**UNET, condition_error=0.1)
     with pytest.raises(ValueError, match="reference_in_every_frame needs a network with a reference"):
         VideoUNet(reference=False, reference_in_every_frame=True, **NO_TEXT)
+    for name in ("reference", "reference_in_every_frame"):
+        with pytest.raises(ValueError, match=f"{name} must be true or false, not 3"):
+            VideoUNet(**{**UNET, name: 3})
     with pytest.raises(ValueError, match="'AttnDownBlock2D' is not"):
         VideoUNet(**{**UNET, "down_block_types": ("AttnDownBlock2D", "DownBlock2D")})
 

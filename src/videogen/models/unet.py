@@ -153,6 +153,9 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             raise ValueError(
                 f"condition_error must be above 0 and finite, of a network with a condition, not {condition_error}"
             )
+        for name, value in (("reference", reference), ("reference_in_every_frame", reference_in_every_frame)):
+            if not isinstance(value, bool):
+                raise ValueError(f"{name} must be true or false, not {value!r}")
         if reference_in_every_frame and not reference:
             raise ValueError("reference_in_every_frame needs a network with a reference")
         heads = [attention_head_dim] * levels if isinstance(attention_head_dim, int) else list(attention_head_dim)
