@@ -207,6 +207,7 @@ class VideoDecoderOptions(ReconstructionOptions):
     image_model: str
     degradation: float = 0.5  # strength of BSRGAN's degradations, 0 (none) .. 1 (as published)
     clean: float = 0.25  # share of clips that are not degraded
+    flicker_weight: float = 1.0  # of what changes from frame to frame and should not, or should and does not (ours)
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,20 @@ def test_what_cannot_be_gone_on_from_is_refused(tiny_folder: Path) -> None:
         objective.build({**task.network, "projection_dim": 8})
 
 
+@pytest.mark.parametrize("frames", [1, 4])
+def test_the_video_decoder_pays_for_what_changes_between_frames_and_should_not(tiny_folder: Path, frames: int) -> None:
+    task = TASKS["video_decoder"]
+    given = clips(len(SEEDS), frames)
+    losses = []
+    for weight in (0.0, 2.0):
+        objective, network = built(task, tiny_folder, flicker_weight=weight)
+        losses.append(loss(objective, network, given, SEEDS))
+    made = objective.preview(network, given, generators(*SEEDS))
+    changes = (made.diff(dim=1) - given.frames.diff(dim=1)).abs()
+    expected = 2 * changes.mean() if frames > 1 else torch.tensor(0.0)
+    torch.testing.assert_close(losses[1] - losses[0], expected)
+
+
 @pytest.mark.parametrize("name", ["autoencoder", "video_decoder"])
 def test_each_side_of_the_adversary_has_its_own_gradients(tiny_folder: Path, name: str) -> None:
     task, step = TASKS[name], 7

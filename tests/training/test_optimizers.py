@@ -70,7 +70,7 @@ def test_matrices_of_one_shape_together_take_the_steps_of_torch_one_by_one() -> 
         items = [nn.Parameter(torch.randn(shape)) for shape in shapes]
         groups: list[dict[str, Any]] = [{"params": items[:3], "lr": 0.1}, {"params": items[3:], "lr": 0.2}]
         if rule is Muon:
-            optimizer: torch.optim.Optimizer = Muon(groups, {"lr": 0.1, "weight_decay": 0.1})
+            optimizer: torch.optim.Optimizer = Muon(groups, {"lr": 0.1, "weight_decay": 0.1, "dtype": torch.bfloat16})
         else:
             optimizer = torch.optim.Muon(groups, weight_decay=0.1, adjust_lr_fn="match_rms_adamw")
         for step in range(3):

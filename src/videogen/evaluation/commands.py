@@ -232,7 +232,7 @@ def _add_clips(parser: Any, name: str, whole: Whole, real: Real) -> None:
     add("--lpips", type=Path, metavar="FOLDER", help="weights of LPIPS")
     add("--skip-bad", action="store_true", help="leave out videos that cannot be used, and count them")
     if name == "decoder":
-        add("--degradation", type=real(0, 1), default=1.0, metavar="X", help="strength (default 1, the ranges of training)")
+        add("--degradation", type=real(0, 1), default=1.0, metavar="X", help="strength (default 1, as published)")
 
 
 def _add_machine(parser: Any) -> None:

@@ -21,9 +21,9 @@ _MATRIX = 32  # inputs and outputs that a layer needs for Muon; narrower ones (t
 class Muon(torch.optim.Optimizer):
     """`torch.optim.Muon` with AdamW's sizes of steps, where all matrices of one shape are made orthogonal at once.
 
-    Jordan et al. 2024 (momentum 0.95 with Nesterov's look ahead, five Newton-Schulz iterations in bfloat16) and Liu et al. 2025
+    Jordan et al. 2024 (momentum 0.95 with Nesterov's look ahead, five Newton-Schulz iterations) and Liu et al. 2025
     (the sizes). torch's own goes from matrix to matrix, which for mini's hundreds of small ones takes two and a half times as
-    long (docs/log.md). `defaults` are `lr` and `weight_decay`.
+    long (docs/log.md). `defaults` are `lr`, `weight_decay`, and `dtype`, in which the iterations multiply.
     """
 
     @torch.no_grad()
@@ -36,7 +36,7 @@ class Muon(torch.optim.Optimizer):
                     alike.setdefault(item.shape, []).append((item, group))
         for shape, items in alike.items():
             ahead = torch.stack([self._look_ahead(item) for item, _ in items])
-            for (item, group), change in zip(items, _orthogonal(ahead), strict=True):
+            for (item, group), change in zip(items, _orthogonal(ahead, self.defaults["dtype"]), strict=True):
                 item.mul_(1 - group["lr"] * group["weight_decay"])
                 item.add_(change, alpha=-group["lr"] * 0.2 * math.sqrt(max(shape)))
 
@@ -48,10 +48,10 @@ class Muon(torch.optim.Optimizer):
         return item.grad.lerp(momentum, _MOMENTUM)  # type: ignore[union-attr]
 
 
-def _orthogonal(matrices: Tensor) -> Tensor:
+def _orthogonal(matrices: Tensor, dtype: torch.dtype) -> Tensor:
     """(N, O, I) -> the same, with singular values of about one: the Newton-Schulz iterations of Jordan et al."""
     tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices.bfloat16()
+    x = matrices.to(dtype)
     x = x.mT if tall else x
     x = x / torch.linalg.vector_norm(x, dim=(1, 2), keepdim=True).clamp(min=1e-7)
     for _ in range(5):
@@ -66,10 +66,16 @@ class Optimizer:
     With `muon`, the weights of linear layers and convolutions that have at least 32 inputs and outputs take Muon's step (Jordan
     et al. 2024: momentum made orthogonal), a convolution as the matrix of its outputs by all else; it is scaled to the size of
     AdamW's (Liu et al. 2025), so one learning rate serves both. All else, and without `muon` everything, takes AdamW's.
-    `factor` gives the share of the learning rate of a parameter's name.
+    `factor` gives the share of the learning rate of a parameter's name. Muon multiplies in `dtype`; in bfloat16, as published,
+    it takes many times as long as in float32 on a CPU that has no instructions for it (docs/log.md).
     """
 
-    def __init__(self, options: OptimizerConfig, parts: Sequence[tuple[nn.Module, Callable[[str], float]]]) -> None:
+    def __init__(
+        self,
+        options: OptimizerConfig,
+        parts: Sequence[tuple[nn.Module, Callable[[str], float]]],
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
         self._matrices: dict[nn.Parameter, Tensor] = {}
         groups: dict[tuple[bool, float], list[Tensor]] = {}
         for part, factor in parts:
@@ -85,7 +91,7 @@ class Optimizer:
         for muon in (False, True):
             kind = [{"params": items, "factor": share} for (wanted, share), items in groups.items() if wanted is muon]
             if kind and muon:
-                self._rules.append(Muon(kind, common))
+                self._rules.append(Muon(kind, {**common, "dtype": dtype}))
             elif kind:
                 self._rules.append(torch.optim.AdamW(kind, betas=options.betas, fused=True, **common))
 

@@ -174,7 +174,7 @@ def _start(config: TrainConfig, objective: Objective, device: torch.device) -> T
     parts = [(network, objective.learning_rate_factor)]
     if companion is not None:
         parts.append((companion, lambda name: 1.0))
-    optimizer = Optimizer(config.optimizer, parts)
+    optimizer = Optimizer(config.optimizer, parts, torch.bfloat16 if config.loop.precision == "bfloat16" else torch.float32)
     ema = {name: item.detach().float().clone() for name, item in network.named_parameters() if item.requires_grad}
     return TrainState(network, companion, optimizer, ema)
 
