@@ -39,6 +39,7 @@ step base_sixteen
 step base_drawing
 step base_moving
 step base
+step super_resolution_1_true
 step super_resolution_1
 step super_resolution_2
 
