@@ -158,11 +158,12 @@ class VideoDiffusionObjective(TextConditioned):
     @torch.no_grad()
     def guess(self, low: Tensor, text: Tensor, fps: Tensor, generators: list[torch.Generator]) -> Tensor:
         """What the base network makes of true latents (B, F, C, h, w) after `GUESSED` of the noise; the same shape."""
-        assert self.base is not None
-        read = self.base.read_text(text)
+        base = self.base
+        assert base is not None
+        read = base.read_text(text)
         return diffusion.sample(
-            lambda noisy, timestep: self.base(noisy, timestep, fps=fps, text=read, reference=low[:, 0]),
-            diffusion.video_noise(tuple(low.shape), generators, self.base.config.shared_noise, low),
+            lambda noisy, timestep: base(noisy, timestep, fps=fps, text=read, reference=low[:, 0]),
+            diffusion.video_noise(tuple(low.shape), generators, base.config.shared_noise, low),
             self.scheduler,
             GUESS_STEPS,
             start=low,
