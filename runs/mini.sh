@@ -27,6 +27,9 @@ step text_to_image_shapes
 step text_to_image_beside
 step text_to_image_near
 step text_to_image_far
+step text_to_image_whole
+step text_to_image_drawing
+step text_to_image_wide
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
@@ -39,7 +42,6 @@ step base_sixteen
 step base_drawing
 step base_moving
 step base
-step super_resolution_1_true
 step super_resolution_1
 step super_resolution_2
 

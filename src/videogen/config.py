@@ -181,8 +181,6 @@ class VideoDiffusionOptions:
     temporal_factor: float = 1.0  # learning rate of temporal and other new layers and the fps embedding, relative to the rest
     high_noise: float = 1.0  # timesteps are 1 - u ** high_noise of the schedule: 1 is uniform, more is noisier
     condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
-    base: str | None = None  # super-resolution: a base network, what it makes of clips is the low resolution; None: true clips
-    frame_step: int = 1  # learn from every so many-th frame; a base network sees them all
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,6 @@ from videogen.models.pretrained import load_network
 from videogen.models.unet import VideoUNet
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives import Objective, build_objective
-from videogen.training.objectives.denoising import VideoDiffusionObjective
 from videogen.training.objectives.reconstruction import shifted, shrunk
 from videogen.training.objectives.text_encoder import TextEncoderObjective
 from videogen.training.objectives.video_classifier import GAIN, QUANTITIES, spoil
@@ -77,11 +76,6 @@ TASKS = {
         "video_diffusion",
         {**MODEL, "initial": "./runs/base/network", "downscale": 2, "reference_dropout": 0.5},
         {"sample_size": 4, "condition_channels": 8, "condition_error": 0.05, **UNET},
-    ),
-    "super_resolution, guesses of the base": Task(
-        "video_diffusion",
-        {**MODEL, "initial": "./runs/base/network", "downscale": 2, "base": "./runs/base/network", "frame_step": 2},
-        {"sample_size": 4, "condition_channels": 4, **UNET},
     ),
     "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
     "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
@@ -166,43 +160,6 @@ def test_one_that_counts_already_goes_on_as_it_is(tiny_folder: Path, tmp_path: P
     table = {"objective": task.objective, "options": options, "network": network}
     built = build_objective(parse_train_config(table, "test"), tiny_folder.parent).build(network)
     assert torch.equal(built.conv_out.weight, made.conv_out.weight)
-
-
-def test_super_resolution_learns_from_what_the_base_makes_of_whole_clips_though_from_some_frames_only(
-    tiny_folder: Path,
-) -> None:
-    task = TASKS["super_resolution, guesses of the base"]
-    given = batch(task)
-    some = dataclasses.replace(given, frames=given.frames[:, ::2], fps=given.fps / 2)
-    guessed, _ = built(task, tiny_folder)
-    true, _ = built(task, tiny_folder, base=None, frame_step=1)
-    whole, _ = built(task, tiny_folder, base=None)
-    assert isinstance(guessed, VideoDiffusionObjective)
-    assert isinstance(true, VideoDiffusionObjective)
-    assert isinstance(whole, VideoDiffusionObjective)
-    text = guessed.text(given.captions, generators(*SEEDS))
-    clean, low, fps = guessed.latents(given, text, generators(*SEEDS))
-    for objective, clips_ in ((true, some), (whole, given)):
-        wanted, exact, rate = objective.latents(clips_, text, generators(*SEEDS))
-        torch.testing.assert_close((clean, fps), (wanted, rate))
-        assert low is not None
-        assert exact is not None
-        assert low.shape == exact.shape
-        assert (low - exact).abs().mean() > 0.01
-    _, every, _ = true.latents(given, text, generators(*SEEDS))
-    assert every is not None
-    torch.testing.assert_close(low, guessed.guess(every, text, given.fps, generators(*SEEDS))[:, ::2])
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [({"frame_step": 0}, "at least 1"), ({"base": "runs/super_resolution_1/network"}, "give the base network")],
-)
-def test_what_super_resolution_cannot_learn_from_is_refused(tiny_folder: Path, options: dict[str, Any], said: str) -> None:
-    if "base" in options:
-        options = {"base": str(tiny_folder.parent / options["base"])}
-    with pytest.raises(UserError, match=said):
-        built(TASKS["super_resolution"], tiny_folder, **options)
 
 
 @pytest.mark.parametrize("name", TASKS)

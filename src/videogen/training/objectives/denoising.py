@@ -25,10 +25,6 @@ from videogen.training.objectives.base import Objective, chance, make
 
 PREVIEW_STEPS = 20
 PREVIEW_GUIDANCE = Guidance(3.0, rescale=0.7)
-GUESSED = 0.75
-"""Share of the schedule that the base network denoises for super-resolution to learn from: where things are is left, of what
-shape they are hardly (looked at: docs/log.md)."""
-GUESS_STEPS = 3
 
 
 def denoising_loss(
@@ -105,19 +101,11 @@ class TextToImageObjective(TextConditioned):
 
 
 class VideoDiffusionObjective(TextConditioned):
-    """One network of the cascade (section 3.2): reference = the clip's first frame; the later two also see low resolution.
-
-    With `base` (ours) that is what a base network makes of the true one under noise, faults and all: as in generation.
-    """
+    """One network of the cascade (section 3.2): reference = the clip's first frame; the later two also see low resolution."""
 
     def __init__(self, options: VideoDiffusionOptions) -> None:
         super().__init__(options.image_model, options.text_dropout)
         self.options = options
-        if options.frame_step < 1:
-            raise UserError(f"options.frame_step must be at least 1, not {options.frame_step}")
-        self.base = None if options.base is None else frozen(load_network(VideoUNet, options.base))
-        if self.base is not None and self.base.config.condition_channels:
-            raise UserError(f"options.base: {options.base} is a super-resolution network; give the base network")
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(VideoUNet, network)
@@ -141,34 +129,12 @@ class VideoDiffusionObjective(TextConditioned):
     def learning_rate_factor(self, name: str) -> float:
         return self.options.temporal_factor if is_new_in_video(name) or name in self.new else 1.0
 
-    def latents(
-        self, clips: ClipBatch, text: Tensor, generators: list[torch.Generator]
-    ) -> tuple[Tensor, Tensor | None, Tensor]:
-        """(clean latents, low-resolution latents or None, both (B, F, C, h, w), and their frames a second (B,))."""
+    def latents(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
+        """(clean latents, low-resolution latents or None), both (B, F, C, h, w)."""
         height, width = (side // self.options.downscale for side in clips.frames.shape[-2:])
-        frames, step = resize_frames(clips.frames, (height, width)), self.options.frame_step
-        clean, fps = encode_frames(self.autoencoder, frames[:, ::step]), clips.fps / step
-        if not self.super_resolution:
-            return clean, None, fps
-        if self.base is None:
-            return clean, encode_frames(self.autoencoder, resize_frames(frames[:, ::step], (height // 2, width // 2))), fps
-        low = encode_frames(self.autoencoder, resize_frames(frames, (height // 2, width // 2)))
-        return clean, self.guess(low, text, clips.fps, generators)[:, ::step], fps
-
-    @torch.no_grad()
-    def guess(self, low: Tensor, text: Tensor, fps: Tensor, generators: list[torch.Generator]) -> Tensor:
-        """What the base network makes of true latents (B, F, C, h, w) after `GUESSED` of the noise; the same shape."""
-        base = self.base
-        assert base is not None
-        read = base.read_text(text)
-        return diffusion.sample(
-            lambda noisy, timestep: base(noisy, timestep, fps=fps, text=read, reference=low[:, 0]),
-            diffusion.video_noise(tuple(low.shape), generators, base.config.shared_noise, low),
-            self.scheduler,
-            GUESS_STEPS,
-            start=low,
-            strength=GUESSED,
-        )
+        frames = resize_frames(clips.frames, (height, width))
+        low = resize_frames(frames, (height // 2, width // 2)) if self.super_resolution else None
+        return encode_frames(self.autoencoder, frames), None if low is None else encode_frames(self.autoencoder, low)
 
     def predict(
         self, network: nn.Module, latents: Tensor, low: Tensor | None, reference: Tensor, **conditions: Any
@@ -188,22 +154,23 @@ class VideoDiffusionObjective(TextConditioned):
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         text = self.text(clips.captions, generators)
-        latents, low, fps = self.latents(clips, text, generators)
+        latents, low = self.latents(clips)
         dropped = chance(generators, self.options.reference_dropout, latents.device)
         reference = latents[:, 0] * ~dropped[:, None, None, None]
         if low is not None:
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
             noise = diffusion.randn(tuple(low.shape), generators, low)
             low = low + self.options.condition_noise * level[:, None, None, None, None] * noise
-        predict = self.predict(network, latents, low, reference, fps=fps, text=text)
+        predict = self.predict(network, latents, low, reference, fps=clips.fps, text=text)
         return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise, self.options.high_noise)
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
-        latents, low, fps = self.latents(clips, text, generators)
+        latents, low = self.latents(clips)
         noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
-        predict = self.predict(network, latents, low, latents[:, 0], fps=fps, text=text)
+
+        predict = self.predict(network, latents, low, latents[:, 0], fps=clips.fps, text=text)
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
 
 
