@@ -117,7 +117,9 @@ def test_a_still_video_stays_still(mini: Restorer) -> None:
     """New frames between equal ones; what the refiner adds to them is its own affair."""
     still = frames(np.repeat(pictures(1, 48, 64), 4, axis=0))
     found = interpolate(dataclasses.replace(mini, refiner=None), still)
-    assert np.abs(pixels_of(found) - still[0].pixels).max() <= 2
+    changes = np.abs(pixels_of(found).astype(int) - still[0].pixels)
+    assert changes.mean() < 0.5  # of 255 levels
+    assert changes.max() <= 4
 
 
 @torch.no_grad()
