@@ -20,7 +20,7 @@ from videogen.config import read_recipe
 from videogen.models.pretrained import COMPONENTS
 from videogen.video import read_video
 
-pytestmark = pytest.mark.timeout(300)  # every training of the chain, in case the machine is busy with real ones
+pytestmark = pytest.mark.timeout(900)  # every training of the chain, in case the machine is busy with real ones
 
 STORY = (Path(__file__).parent.parent / "runs" / "mini.sh").read_text()
 STEPS = re.findall(r"^(?:step (\w+)|assemble)$", STORY, re.MULTILINE)  # names of recipes, "" where the script assembles
