@@ -42,6 +42,7 @@ step base_sixteen
 step base_drawing
 step base_moving
 step base
+step super_resolution_1_drawing
 step super_resolution_1
 step super_resolution_2
 

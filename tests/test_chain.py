@@ -39,6 +39,8 @@ def changes(name: str) -> Iterator[tuple[str, Any]]:
     yield "data.num_frames", min(3, recipe.data.num_frames)
     if recipe.data.crop is not None:
         yield "data.crop", recipe.data.crop // SMALLER
+    if getattr(recipe.options, "crop", None) is not None:
+        yield "options.crop", recipe.options.crop // SMALLER
     for key in recipe.network:
         if key == "block_out_channels":
             yield f"network.{key}", [8] * (len(recipe.network[key]) - 1) + [16]

@@ -214,13 +214,32 @@ def test_eta_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeline) -
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_are_exchanged(tiny_pipe: VideoGenPipeline, name: str) -> None:
     """The model's eta counts only where the scheduler has one."""
-    options = {key: tiny_pipe.config[key] for key in ("guidance_scale", "guidance_rescale", "eta", "num_inference_steps")}
+    options = {
+        key: tiny_pipe.config[key]
+        for key in ("guidance_scale", "guidance_rescale", "base_guidance_from", "eta", "num_inference_steps")
+    }
     assert options["eta"] > 0
     pipe = VideoGenPipeline(**{**tiny_pipe.components, "scheduler": other_scheduler(tiny_pipe.scheduler, name)}, **options)
     found = make(pipe, num_inference_steps=2).frames
     assert found.isfinite().all()
     assert torch.equal(make(pipe, num_inference_steps=2).frames, found)
     assert torch.equal(found, make(tiny_pipe, num_inference_steps=2).frames) == (name == "ddim")
+
+
+def test_the_base_network_is_guided_from_where_the_model_says_or_where_the_call_says(tiny_pipe: VideoGenPipeline) -> None:
+    """The picture is given, so nothing else is guided."""
+
+    def made(start: float, **options: Any) -> Tensor:
+        pipe = VideoGenPipeline(**tiny_pipe.components, guidance_scale=4.0, base_guidance_from=start)
+        picture = Image.new("RGB", (32, 32), (200, 30, 30))
+        return make(pipe, image=picture, num_inference_steps={"base": 2}, temporal_factor=1, **options).frames
+
+    always, noisiest, never = made(0.0), made(0.7), made(1.0)
+    assert torch.equal(never, made(0.0, guidance_scale=1.0))
+    assert not torch.equal(always, noisiest)
+    assert not torch.equal(noisiest, never)
+    assert torch.equal(made(1.0, guidance_interval=(0.0, 1.0)), always)
+    assert torch.equal(made(1.0, guidance_interval=(0.7, 1.0)), noisiest)
 
 
 def test_latents_may_be_decoded_later(tiny_pipe: VideoGenPipeline, plain: Tensor) -> None:

@@ -144,8 +144,8 @@ def _add_generate(commands: Any) -> None:
         help="0..1, against oversaturation (default: the model's)",
     )
     add(
-        "--guidance-interval", type=_real(0, 1), nargs=2, default=(0.0, 1.0), metavar=("LOW", "HIGH"),
-        help="guide only this part of the schedule, 0 clean to 1 noise (default 0 1); the rest costs half",
+        "--guidance-interval", type=_real(0, 1), nargs=2, metavar=("LOW", "HIGH"),
+        help="guide only this part of the schedule, 0 clean to 1 noise (default: all, or the model's); the rest costs half",
     )  # fmt: skip
     add("--eta", type=_real(0, MAX_ETA), metavar="X", help="share of noise drawn anew in each step (default: the model's)")
     add("--device", choices=("auto", "cpu", "cuda"), default="auto", help="default: cuda where there is one")
@@ -208,7 +208,7 @@ def _checked_request(arguments: argparse.Namespace) -> tuple[list[Job], Generati
         num_inference_steps={stage: count for stage, count in steps.items() if count is not None},
         guidance_scale=arguments.guidance_scale,
         guidance_rescale=arguments.guidance_rescale,
-        guidance_interval=tuple(arguments.guidance_interval),
+        guidance_interval=arguments.guidance_interval and tuple(arguments.guidance_interval),
         eta=arguments.eta,
     )
     jobs = make_jobs(prompts, arguments.seed, arguments.num_videos, Reference.named(arguments.reference))

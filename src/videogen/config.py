@@ -180,6 +180,7 @@ class VideoDiffusionOptions:
     reference_dropout: float = 0.1
     temporal_factor: float = 1.0  # learning rate of temporal and other new layers and the fps embedding, relative to the rest
     high_noise: float = 1.0  # timesteps are 1 - u ** high_noise of the schedule: 1 is uniform, more is noisier
+    crop: int | None = None  # side of a square of latents to learn from, where a clip changes; conditions see whole frames
     condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
 
 

@@ -75,7 +75,7 @@ class GenerationOptions:
     num_inference_steps: Mapping[str, int] = field(default_factory=dict)
     guidance_scale: float | None = None
     guidance_rescale: float | None = None
-    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    guidance_interval: tuple[float, float] | None = None
     eta: float | None = None
 
     def __post_init__(self) -> None:
@@ -88,7 +88,7 @@ class GenerationOptions:
         if self.fps is not None and not MIN_FPS <= self.fps <= MAX_FPS:
             raise UserError(f"fps must lie in {MIN_FPS}..{MAX_FPS}, not {self.fps}")
         scale, rescale = self.guidance_scale, self.guidance_rescale
-        Guidance(1.0 if scale is None else scale, 0.0 if rescale is None else rescale, self.guidance_interval)
+        Guidance(1.0 if scale is None else scale, 0.0 if rescale is None else rescale, self.guidance_interval or (0.0, 1.0))
         checked_eta(self.eta or 0.0)
         for stage, steps in self.num_inference_steps.items():
             if not 1 <= steps <= MAX_STEPS.get(stage, 0):

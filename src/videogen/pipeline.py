@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -35,6 +36,7 @@ _OPTIONS = {
     "base_fps": (0.001, 1000),
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
+    "base_guidance_from": (0, 1),
     "eta": (0, MAX_ETA),
 }
 """Numbers that model_index.json may say beside the components, and from where to where."""
@@ -76,10 +78,12 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         base_fps: float = 4.0,
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
+        base_guidance_from: float = 0.0,
         eta: float = 0.0,
         num_inference_steps: Mapping[str, int] | None = None,
     ) -> None:
-        """num_inference_steps: of some stages, in place of DEFAULT_STEPS."""
+        """num_inference_steps: of some stages, in place of DEFAULT_STEPS. base_guidance_from: the fraction of the schedule, 0
+        clean to 1 noise, from which on the base network is guided, where a call does not say."""
         super().__init__()
         self.register_modules(
             tokenizer=tokenizer,
@@ -98,6 +102,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             base_fps=base_fps,
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
+            base_guidance_from=base_guidance_from,
             eta=eta,
             num_inference_steps=dict(num_inference_steps or {}),
         )
@@ -185,7 +190,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         num_inference_steps: int | Mapping[str, int] | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
-        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        guidance_interval: tuple[float, float] | None = None,
         eta: float | None = None,
         num_videos_per_prompt: int = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -207,8 +212,9 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         of the cascade; temporal_factor 1, 2, 4 or 8: the video has factor * (num_frames - 1) + 1 frames. fps: frames a second
         of the *result*, > 0; default: base_fps * temporal_factor. num_inference_steps: one number for all stages or a mapping
         with keys of DEFAULT_STEPS, the others being the model's. guidance_scale, guidance_rescale (default: the model's),
-        guidance_interval: see `config.Guidance`; eta (default: the model's): share of noise drawn anew in each step,
-        0 <= eta < 1. These act on the reference image and the base network. generator: one, or one a video. latents: finished
+        guidance_interval (default: the whole schedule, for the base network what the model says): see `config.Guidance`; eta
+        (default: the model's): share of noise drawn anew in each step, 0 <= eta < 1. These act on the reference image and the
+        base network. generator: one, or one a video. latents: finished
         latents (N, F, C, h, w) to decode, skipping all else (no prompt needed). output_type: "pil", "np", "pt" or "latent".
         callback_on_step_end(pipeline, step, timestep, {}) after each step, counted over all stages. Returns VideoGenOutput, or
         with return_dict=False a tuple of its fields. Raises UserError.
@@ -223,8 +229,11 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         self._guidance = Guidance(
             self.config.guidance_scale if guidance_scale is None else guidance_scale,
             self.config.guidance_rescale if guidance_rescale is None else guidance_rescale,
-            guidance_interval,
+            guidance_interval or (0.0, 1.0),
         )
+        self._base_guidance = self._guidance
+        if guidance_interval is None:
+            self._base_guidance = dataclasses.replace(self._guidance, interval=(self.config.base_guidance_from, 1.0))
         self._eta = checked_eta(self._own_eta if eta is None else eta)
         reference = None
         if latents is None:
@@ -388,7 +397,7 @@ class _Run:
             fps,
             generators,
             num_steps=self.steps["base"],
-            guidance=pipeline._guidance,
+            guidance=pipeline._base_guidance,
             eta=pipeline._eta,
             on_step=self.stage("base"),
         )

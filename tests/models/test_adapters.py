@@ -161,7 +161,10 @@ def latents(pipe: VideoGenPipeline) -> Tensor:
 
 def having(pipe: VideoGenPipeline, **parts: nn.Module) -> VideoGenPipeline:
     """Another pipeline, with these parts in place of its own."""
-    options = {key: pipe.config[key] for key in ("guidance_scale", "guidance_rescale", "eta", "num_inference_steps")}
+    options = {
+        key: pipe.config[key]
+        for key in ("guidance_scale", "guidance_rescale", "base_guidance_from", "eta", "num_inference_steps")
+    }
     return VideoGenPipeline(**{**pipe.components, **parts}, **options)
 
 

@@ -240,6 +240,9 @@ def test_wrong_use_is_refused(fresh: VideoUNet) -> None:
         VideoUNet(**UNET, condition_error=0.1)
     with pytest.raises(ValueError, match="reference_in_every_frame needs a network with a reference"):
         VideoUNet(reference=False, reference_in_every_frame=True, **NO_TEXT)
+    for blur in (-1, 17, 1.5, True):
+        with pytest.raises(ValueError, match=f"condition_blur must be a whole number from 0 to 16, not {blur}"):
+            VideoUNet(**UNET, condition_blur=blur)
     for name in ("reference", "reference_in_every_frame"):
         with pytest.raises(ValueError, match=f"{name} must be true or false, not 3"):
             VideoUNet(**{**UNET, name: 3})

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from diffusers import DDIMScheduler
 from torch import Tensor
 
@@ -13,7 +15,8 @@ from tiny import TEXT, generators, randn
 from videogen.config import Guidance
 from videogen.models.unet import VideoUNet, resize_condition
 from videogen.pipeline import VideoGenPipeline
-from videogen.stages.cascade import expected_latents, generate_base, reference_latents, super_resolve
+from videogen.stages import cascade
+from videogen.stages.cascade import blurred, expected_latents, generate_base, reference_latents, super_resolve
 from videogen.stages.conditions import encode_frames, resize_frames
 
 FRAMES = 3
@@ -102,6 +105,30 @@ def test_what_moves_is_expected_to_look_as_it_does_in_the_reference() -> None:
     torch.testing.assert_close(expected[0, 1, :, 4:-2, 6:-2], reference[0, :, 2:-4, 2:-6], rtol=0, atol=1e-4)
 
 
+def test_wrong_outlines_are_expected_to_be_as_in_the_reference_if_they_are_blurred() -> None:
+    """The second frame's low resolution is where the first has gone to, as a network makes it that does not know what it is."""
+    reference = torch.zeros(1, 4, 24, 24)
+    reference[..., 4:12, 4:12] = 2
+    reference[..., 6:10, 6:10] = 0  # a ring
+    truth = reference.roll((6, 8), (2, 3))
+    low = torch.stack([F.avg_pool2d(reference, 2), blurred(F.avg_pool2d(truth, 2), 1)], dim=1)
+    sharp, soft = (F.mse_loss(expected_latents(low, reference, (24, 24), blur)[:, 1], truth) for blur in (0, 1))
+    assert soft < 0.5 * sharp
+
+
+def test_what_has_grown_is_found_among_blurred_things(monkeypatch: pytest.MonkeyPatch) -> None:
+    reference = randn(1, 4, 24, 24, seed=1)
+    grown = F.interpolate(reference, (34, 34), mode="bilinear")[..., 5:-5, 5:-5]
+    low = F.avg_pool2d(torch.cat([reference, grown]), 2)[None]
+
+    def error() -> float:
+        return float(F.mse_loss(expected_latents(low, reference, (24, 24), 1)[0, 1, :, 4:-4, 4:-4], grown[0, :, 4:-4, 4:-4]))
+
+    found = error()
+    monkeypatch.setattr(cascade, "BLURRED", dataclasses.replace(cascade.BLURRED, sizes=(1.0,)))
+    assert found < 0.5 * error()
+
+
 def test_the_search_is_exact_under_autocast() -> None:
     low, reference = randn(1, 3, 4, 4, 6), randn(1, 4, 8, 12, seed=1)
     with torch.autocast("cpu", torch.bfloat16):
@@ -129,6 +156,32 @@ def test_a_silent_network_leaves_what_is_expected(tiny_pipe: VideoGenPipeline, t
     fps = torch.tensor([4.0])
     made = super_resolve(silent, scheduler, text[2:3], reference, low, fps, generators(7), num_steps=1)
     torch.testing.assert_close(made, expected_latents(low, reference, (4, 6)), rtol=0, atol=1e-4)
+
+
+def test_a_blur_spreads_a_point_and_keeps_what_there_is() -> None:
+    point = torch.zeros(2, 3, 4, 11, 13)
+    point[..., 5, 6] = 1
+    spread = blurred(point, 2)
+    assert torch.equal(blurred(point, 0), point)
+    torch.testing.assert_close(spread.sum(dim=(3, 4)), torch.ones(2, 3, 4))
+    rows, columns = torch.meshgrid(torch.arange(11) - 5.0, torch.arange(13) - 6.0, indexing="ij")
+    for offsets in (rows, columns):
+        torch.testing.assert_close((spread * offsets.square()).sum(dim=(3, 4)), torch.full((2, 3, 4), 4 / 3))
+    torch.testing.assert_close(blurred(torch.ones(1, 2, 4, 3, 5), 3), torch.ones(1, 2, 4, 3, 5))
+
+
+def test_super_resolution_does_not_see_what_a_blur_hides(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    """A pattern that repeats every three latents has a mean of zero over 3x3 of them, but at the edges."""
+    config = {**tiny_pipe.super_resolution_1.config, "condition_channels": 8, "condition_error": 0.05}
+    low, fps = randn(1, FRAMES, 4, 9, 9), torch.tensor([4.0])
+    pattern = torch.tensor([1.0, -2.0, 1.0]).repeat(3).expand(9, 9)
+    for blur, alike in ((1, True), (0, False)):
+        silent = VideoUNet.from_config({**config, "condition_blur": blur})
+        made = [
+            super_resolve(silent, tiny_pipe.scheduler, text[2:3], None, each, fps, generators(7), num_steps=1)
+            for each in (low, low + pattern)
+        ]
+        assert torch.allclose(made[0][..., 4:-4], made[1][..., 4:-4], atol=1e-4) == alike
 
 
 def test_every_step_is_told_of(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:

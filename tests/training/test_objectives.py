@@ -20,6 +20,7 @@ from videogen.models.pretrained import load_network
 from videogen.models.unet import VideoUNet
 from videogen.stages.conditions import encode_frames
 from videogen.training.objectives import Objective, build_objective
+from videogen.training.objectives.denoising import changing_places, crop
 from videogen.training.objectives.reconstruction import shifted, shrunk
 from videogen.training.objectives.text_encoder import TextEncoderObjective
 from videogen.training.objectives.video_classifier import GAIN, QUANTITIES, spoil
@@ -77,6 +78,11 @@ TASKS = {
         {**MODEL, "initial": "./runs/base/network", "downscale": 2, "reference_dropout": 0.5},
         {"sample_size": 4, "condition_channels": 8, "condition_error": 0.05, **UNET},
     ),
+    "super_resolution, blurred, on crops": Task(
+        "video_diffusion",
+        {**MODEL, "initial": "./runs/text_to_image/network", "downscale": 2, "crop": 2},
+        {"sample_size": 4, "condition_channels": 8, "condition_error": 0.05, "condition_blur": 1, **UNET},
+    ),
     "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
     "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
     "video_decoder": Task("video_decoder", {**MODEL, "clean": 0.5}, {}),
@@ -125,6 +131,20 @@ def test_micro_batches_make_the_loss_of_the_batch_and_the_generators_all_chance(
     torch.manual_seed(99)
     assert torch.equal(loss(objective, network, given, SEEDS), whole)
     assert torch.equal(loss(objective, network, given, SEEDS[::-1]), whole) != task.random
+
+
+def test_crops_are_where_a_clip_changes_and_nowhere_in_particular_where_nothing_does() -> None:
+    latents = randn(1, 1, 4, 12, 16).repeat(2, 3, 1, 1, 1)
+    latents[0, 2, :, 9:11, 2:4] += 3
+    seen = [changing_places(latents, 4, generators(seed, seed)) for seed in range(20)]
+    assert all(top <= 9 and top + 4 >= 11 and left <= 2 and left + 4 >= 4 for (top, left), _ in seen)
+    assert len({still for _, still in seen}) > 10
+    cropped = crop(latents, [(7, 1), (0, 3)], 4)
+    assert torch.equal(cropped[0], latents[0, ..., 7:11, 1:5])
+    assert torch.equal(cropped[1], latents[1, ..., :4, 3:7])
+    for side in (0, 13):
+        with pytest.raises(UserError, match=f"options.crop is {side} but the latents are 16x12: it must be 1 to 12"):
+            changing_places(latents, side, generators(1, 2))
 
 
 @pytest.mark.parametrize("name", ["text_to_image", "latent_flow"])

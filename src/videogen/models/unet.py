@@ -112,7 +112,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
     `temporal_head_size` (channels of a head of temporal attention),
     `shared_noise` (the kind of noise it denoises, see `diffusion.video_noise`) and `condition_error` (how its output counts:
     from the best guess by `out_channels` of the condition, about which the clean latents have this variance, see
-    `diffusion.counted_from`; the last layer then starts at zero; None: from nothing, as Stable Diffusion's). Without
+    `diffusion.counted_from`; the last layer then starts at zero; None: from nothing, as Stable Diffusion's) and
+    `condition_blur` (how blurred the low resolution is that it is shown, see `stages.cascade.blurred`). Without
     `cross_attention_dim` the network reads no text; with `addition_embed_type` "text", as in diffusers, an attention pooling
     of the whole text (`addition_embed_type_num_heads` heads) joins the time embedding, beside cross-attention.
     """
@@ -139,6 +140,7 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
         temporal_head_size: int = 64,
         shared_noise: float = 0.0,
         condition_error: float | None = None,
+        condition_blur: int = 0,
     ) -> None:
         super().__init__()
         widths, levels = list(block_out_channels), len(block_out_channels)
@@ -153,6 +155,8 @@ class VideoUNet(ModelMixin, ConfigMixin, NetworkAdapters):
             raise ValueError(
                 f"condition_error must be above 0 and finite, of a network with a condition, not {condition_error}"
             )
+        if isinstance(condition_blur, bool) or not isinstance(condition_blur, int) or not 0 <= condition_blur <= 16:
+            raise ValueError(f"condition_blur must be a whole number from 0 to 16, not {condition_blur!r}")
         for name, value in (("reference", reference), ("reference_in_every_frame", reference_in_every_frame)):
             if not isinstance(value, bool):
                 raise ValueError(f"{name} must be true or false, not {value!r}")

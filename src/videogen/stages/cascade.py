@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,31 +26,69 @@ def reference_latents(autoencoder: Any, images: Tensor, levels: int) -> list[Ten
 
 SEARCH = 0.002
 """Squared difference of surroundings, mean of their values, that makes a place of the first frame e times as likely a find."""
-ALIKE = 0.1
-"""Squared difference, likewise, at which what is found counts as something else by 1 - 1/e."""
 
 
-def expected_latents(low: Tensor, reference: Tensor | None, size: tuple[int, ...]) -> Tensor:
+@dataclass(frozen=True)
+class Search:
+    """How places of other frames are looked for in the first: by side x side latents around each, `gap` apart, in the first
+    frame as it is and at other `sizes`. alike: squared difference, as for SEARCH, at which what is found counts as something
+    else by 1 - 1/e."""
+
+    side: int = 3
+    gap: int = 1
+    sizes: tuple[float, ...] = (1.0,)
+    alike: float = 0.1
+
+    def surroundings(self, latents: Tensor) -> Tensor:
+        """Latents (N, C, h, w) around every place, as (N, h * w, side * side * C) in float32."""
+        padded = F.pad(latents.float(), [self.gap * (self.side // 2)] * 4, mode="replicate")
+        return F.unfold(padded, self.side, dilation=self.gap).transpose(1, 2)
+
+
+SHARP = Search()
+BLURRED = Search(side=5, gap=2, sizes=(0.71, 1.0, 1.41), alike=0.3)
+"""What is blurred is alike in more places: the surroundings reach further, over a whole small thing. What has grown or shrunk
+is found as well, which takes memory and time that only the smaller networks of the cascade have (docs/log.md)."""
+
+
+def expected_latents(low: Tensor, reference: Tensor | None, size: tuple[int, ...], blur: int = 0) -> Tensor:
     """What low resolution and reference together say of the latents of every frame (ours): (B, F, C, *size).
 
-    low: (B, F, C, h, w), enlarged. For every place of every frame, the places of the first frame that look like it at low
-    resolution are found (as in non-local means, Buades et al. 2005), by 3x3 latents around each; what is found adds the detail
-    that the reference (B, C, *size) has there. So what rests and what moves without turning are as sharp as the reference from
-    the start, which else layers that see one place or one frame at a time would have to carry there. A reference of zeros is
-    none, and adds nothing.
+    low: (B, F, C, h, w), `blurred` so many times, then enlarged. For every place of every frame, the places of the first frame
+    that look like it there are found (as in non-local means, Buades et al. 2005; see `Search`), and what is found adds the
+    detail that the reference (B, C, *size) has beyond that. So what rests and what moves without turning are as sharp as the
+    reference from the start, which else layers that see one place or one frame at a time would have to carry there. A reference
+    of zeros is none, and adds nothing.
     """
-    enlarged = resize_condition(low, size)
+    enlarged = resize_condition(blurred(low, blur), size)
     if reference is None:
         return enlarged
+    search = BLURRED if blur else SHARP
     batch, frames, channels = low.shape[:3]
-    around = F.unfold(F.pad(enlarged.flatten(0, 1).float(), [1, 1, 1, 1], mode="replicate"), 3).transpose(1, 2)
-    around = around.unflatten(0, (batch, frames))  # (B, F, h * w, 9 C)
-    detail = (reference - enlarged[:, 0]).flatten(2).transpose(1, 2).float()
-    found = _found_alike(around.flatten(1, 2), around[:, 0], torch.cat([detail, around[:, 0]], dim=2))
-    added, looks = found.unflatten(1, (frames, -1)).split([channels, 9 * channels], dim=3)
-    weight = torch.exp(-(around - looks).square().mean(dim=3, keepdim=True) / ALIKE)
+    around = search.surroundings(enlarged.flatten(0, 1)).unflatten(0, (batch, frames))  # (B, F, h * w, D)
+    known, values = [], []
+    for scale in search.sizes:
+        shown, first = _scaled(reference, low[:, :1], scale, blur)
+        known.append(search.surroundings(first))
+        values.append(torch.cat([(shown - first).flatten(2).transpose(1, 2).float(), known[-1]], dim=2))
+    found = _found_alike(around.flatten(1, 2), torch.cat(known, dim=1), torch.cat(values, dim=1))
+    added, looks = found.unflatten(1, (frames, -1)).split([channels, around.shape[3]], dim=3)
+    weight = torch.exp(-(around - looks).square().mean(dim=3, keepdim=True) / search.alike)
     weight = weight * reference.flatten(1).any(dim=1)[:, None, None, None]
     return enlarged + (weight * added).transpose(2, 3).unflatten(3, size).to(enlarged)
+
+
+def _scaled(reference: Tensor, first: Tensor, scale: float, blur: int) -> tuple[Tensor, Tensor]:
+    """Reference and low resolution of the first frame (B, 1, C, h, w), both as if everything in it were `scale` times as large:
+    two (B, C, h', w') of the reference's size times `scale`, the second blurred and enlarged as that of any frame."""
+    if scale != 1:
+        sizes = [[max(1, round(scale * side)) for side in each.shape[-2:]] for each in (first, reference)]
+        first, reference = (
+            F.interpolate(each, side, mode="bilinear", antialias=scale < 1)
+            for each, side in zip((first[:, 0], reference), sizes, strict=True)
+        )
+        first = first[:, None]
+    return reference, resize_condition(blurred(first, blur), tuple(reference.shape[-2:]))[:, 0]
 
 
 def _found_alike(wanted: Tensor, known: Tensor, values: Tensor) -> Tensor:
@@ -66,16 +105,30 @@ def _found_alike(wanted: Tensor, known: Tensor, values: Tensor) -> Tensor:
         return F.scaled_dot_product_attention(query, key, values, scale=1 / (width * SEARCH))[:, 0]
 
 
-def super_resolution_condition(low: Tensor, reference: Tensor | None, size: tuple[int, ...], channels: int) -> Tensor:
-    """What a super-resolution network sees with every frame, in training and sampling: (B, F, channels, *size).
+def blurred(latents: Tensor, times: int) -> Tensor:
+    """Latents (..., h, w) after `times` means over 3x3 places, which is about a Gaussian of variance 2/3 times `times`."""
+    for _ in range(times):
+        padded = F.pad(latents.flatten(0, -3), [1, 1, 1, 1], mode="replicate")
+        latents = F.avg_pool2d(padded, 3, stride=1).unflatten(0, latents.shape[:-2])
+    return latents
 
-    channels: the network's `condition_channels`, C for the enlarged low resolution (paper), 2C for `expected_latents` (ours)
-    behind it. The output of a network with `condition_error` counts from the last C.
+
+def super_resolution_condition(
+    network: Mapping[str, Any], low: Tensor, reference: Tensor | None, size: tuple[int, ...]
+) -> Tensor:
+    """What a super-resolution network sees with every frame, in training and sampling: (B, F, condition_channels, *size).
+
+    network: its configuration. Of its `condition_channels`, the first C are the enlarged low resolution (paper), C more, if it
+    has them, `expected_latents` (ours); the output of a network with `condition_error` counts from the last C.
+    With `condition_blur` (ours) it sees the low resolution blurred. What the level below makes has the right things in the
+    right places and the wrong outlines; blurred, it differs little from what is true, which the network has learnt from, and
+    the outlines have to come from reference and text.
     """
-    enlarged = resize_condition(low, size)
-    if channels == low.shape[2]:
+    blur = network["condition_blur"]
+    enlarged = resize_condition(blurred(low, blur), size)
+    if network["condition_channels"] == low.shape[2]:
         return enlarged
-    return torch.cat([enlarged, expected_latents(low, reference, size)], dim=2)
+    return torch.cat([enlarged, expected_latents(low, reference, size, blur)], dim=2)
 
 
 @torch.no_grad()
@@ -139,7 +192,7 @@ def super_resolve(
     """
     read = network.read_text(text)
     batch, frames, channels, height, width = low.shape
-    condition = super_resolution_condition(low, reference, (2 * height, 2 * width), network.config.condition_channels)
+    condition = super_resolution_condition(network.config, low, reference, (2 * height, 2 * width))
 
     def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
         return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=condition)

@@ -109,20 +109,20 @@ class VideoDiffusionObjective(TextConditioned):
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(VideoUNet, network)
-        self.condition_channels, channels = built.config.condition_channels, built.config.in_channels
-        if self.condition_channels not in (0, channels, 2 * channels):
+        self.network = built.config
+        condition_channels, channels = built.config.condition_channels, built.config.in_channels
+        if condition_channels not in (0, channels, 2 * channels):
             raise UserError(
-                f"network.condition_channels is {self.condition_channels}: the base network sees no condition (0), super-"
+                f"network.condition_channels is {condition_channels}: the base network sees no condition (0), super-"
                 f"resolution the low resolution ({channels}) or also what the reference adds to it ({2 * channels})"
             )
-        self.super_resolution, self.shared_noise = self.condition_channels > 0, built.config.shared_noise
+        self.super_resolution, self.shared_noise = condition_channels > 0, built.config.shared_noise
         if self.options.initial is None:
             start = load_component(UNet2DConditionModel, self.options.image_model, "unet")
         else:
             start = load_network(network_class(self.options.initial), self.options.initial)
         self.new = frozenset(initialize_from(built, start.state_dict()).new)
-        self.condition_error = built.config.condition_error
-        if self.condition_error is not None and start.config.get("condition_error") is None:
+        if built.config.condition_error is not None and start.config.get("condition_error") is None:
             built.count_from_condition()
         return built
 
@@ -136,19 +136,20 @@ class VideoDiffusionObjective(TextConditioned):
         low = resize_frames(frames, (height // 2, width // 2)) if self.super_resolution else None
         return encode_frames(self.autoencoder, frames), None if low is None else encode_frames(self.autoencoder, low)
 
-    def predict(
-        self, network: nn.Module, latents: Tensor, low: Tensor | None, reference: Tensor, **conditions: Any
-    ) -> diffusion.Predict:
-        """The network under its conditions, as sampling calls it; latents: only their shape counts."""
-        channels, size = latents.shape[2], latents.shape[-2:]
-        condition = None if low is None else super_resolution_condition(low, reference, size, self.condition_channels)
+    def condition(self, latents: Tensor, low: Tensor | None, reference: Tensor) -> Tensor | None:
+        """What super-resolution sees with every frame, (B, F, condition_channels, h, w); latents: only their shape counts."""
+        return None if low is None else super_resolution_condition(self.network, low, reference, latents.shape[-2:])
+
+    def predict(self, network: nn.Module, reference: Tensor, condition: Tensor | None, **conditions: Any) -> diffusion.Predict:
+        """The network under its conditions, as sampling calls it."""
 
         def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
             return network(noisy, timestep, reference=reference, condition=condition, **conditions)
 
         if condition is None:
             return predict
-        return diffusion.counted_from(predict, self.scheduler, condition[:, :, -channels:], self.condition_error)
+        known = condition[:, :, -self.network["in_channels"] :]
+        return diffusion.counted_from(predict, self.scheduler, known, self.network["condition_error"])
 
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
@@ -161,7 +162,12 @@ class VideoDiffusionObjective(TextConditioned):
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
             noise = diffusion.randn(tuple(low.shape), generators, low)
             low = low + self.options.condition_noise * level[:, None, None, None, None] * noise
-        predict = self.predict(network, latents, low, reference, fps=clips.fps, text=text)
+        condition = self.condition(latents, low, reference)
+        if self.options.crop is not None:
+            corners = changing_places(latents, self.options.crop, generators)
+            latents, reference = crop(latents, corners, self.options.crop), crop(reference, corners, self.options.crop)
+            condition = None if condition is None else crop(condition, corners, self.options.crop)
+        predict = self.predict(network, reference, condition, fps=clips.fps, text=text)
         return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise, self.options.high_noise)
 
     @torch.no_grad()
@@ -169,9 +175,33 @@ class VideoDiffusionObjective(TextConditioned):
         text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
         latents, low = self.latents(clips)
         noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
-
-        predict = self.predict(network, latents, low, latents[:, 0], fps=clips.fps, text=text)
+        reference = latents[:, 0]
+        predict = self.predict(network, reference, self.condition(latents, low, reference), fps=clips.fps, text=text)
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
+
+
+def changing_places(latents: Tensor, side: int, generators: list[torch.Generator]) -> list[tuple[int, int]]:
+    """(top, left) of a square of latents (B, F, C, h, w) in each clip, about a place drawn by how much it changes (ours).
+
+    In whole frames most of a loss is about what is easy; what moves is small, and takes as long to learn (docs/log.md).
+    Raises UserError where no such square is in the frames.
+    """
+    height, width = latents.shape[-2:]
+    if not 1 <= side <= min(height, width):
+        raise UserError(f"options.crop is {side} but the latents are {width}x{height}: it must be 1 to {min(height, width)}")
+    change = (latents - latents[:, :1]).square().mean(dim=(1, 2)).flatten(1).square() + 1e-6
+    corners = []
+    for weights, generator in zip(change.cpu(), generators, strict=True):
+        row, column = divmod(int(torch.multinomial(weights, 1, generator=generator)), width)
+        corners.append((min(max(row - side // 2, 0), height - side), min(max(column - side // 2, 0), width - side)))
+    return corners
+
+
+def crop(latents: Tensor, corners: list[tuple[int, int]], side: int) -> Tensor:
+    """The square of each clip's latents (B, ..., h, w) that begins at its corner: (B, ..., side, side)."""
+    return torch.stack(
+        [each[..., top : top + side, left : left + side] for each, (top, left) in zip(latents, corners, strict=True)]
+    )
 
 
 class RefinerObjective(Objective):
