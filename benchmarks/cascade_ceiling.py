@@ -36,8 +36,10 @@ def enlarged(frames: Tensor, side: int) -> Tensor:
 
 
 @torch.no_grad()
-def versions(pipe: VideoGenPipeline, clip: Tensor, caption: str, fps: float, seed: int, steps: list[int]) -> dict[str, Tensor]:
-    """One clip (F, 3, H, W) in [-1, 1] as each row of the table has it."""
+def versions(
+    pipe: VideoGenPipeline, clip: Tensor, caption: str, fps: float, seed: int, steps: list[tuple[int, int]]
+) -> dict[str, Tensor]:
+    """One clip (F, 3, H, W) in [-1, 1] as each row of the table has it. steps: of the super-resolution networks."""
     side, small = clip.shape[-1], pipe.base.config.sample_size * pipe.vae_factor
     shrunk = resize_frames(clip[None], (small, small))
     low = encode_frames(pipe.vae, shrunk)
@@ -49,12 +51,15 @@ def versions(pipe: VideoGenPipeline, clip: Tensor, caption: str, fps: float, see
         f"{small} pixels, enlarged": enlarged(shrunk[0], side),
         f"{small} pixels, autoencoder, enlarged": enlarged(decode_frames(pipe.vae, low[0]), side),
     }
-    for count in steps:
-        latents, generators = low, [torch.Generator().manual_seed(seed)]
-        for network, reference in zip((pipe.super_resolution_1, pipe.super_resolution_2), references[1:], strict=True):
-            rate = torch.full((1,), fps)
-            latents = super_resolve(network, pipe.scheduler, text, reference, latents, rate, generators, num_steps=count)
-        made[f"{small} pixels, super-resolution, {count} steps each"] = decode_video(pipe.video_decoder, latents)[0]
+    networks, details = (pipe.super_resolution_1, pipe.super_resolution_2), pipe.config.details_from
+    for counts in steps:
+        latents, generators, rate = low, [torch.Generator().manual_seed(seed)], torch.full((1,), fps)
+        for network, reference, count in zip(networks, references[1:], counts, strict=True):
+            latents = super_resolve(
+                network, pipe.scheduler, text, reference, latents, rate, generators, num_steps=count, details_from=details
+            )
+        name = f"{small} pixels, super-resolution, {counts[0]} and {counts[1]} steps"
+        made[name] = decode_video(pipe.video_decoder, latents)[0]
     return made
 
 
@@ -65,7 +70,8 @@ def main() -> None:
     arguments.add_argument("--steps", type=int, nargs="*", help="of super-resolution (default: the model's)")
     options = arguments.parse_args()
     pipe = VideoGenPipeline.from_pretrained(options.model)
-    fps, steps = pipe.config.base_fps, options.steps or [pipe.own_steps["super_resolution"]]
+    own = pipe.own_steps["super_resolution_1"], pipe.own_steps["super_resolution_2"]
+    fps, steps = pipe.config.base_fps, [(count, count) for count in options.steps or []] or [own]
     world = Diorama(pipe.size[0], FRAMES, (fps,), seed=SEED, split="held_out")
     labels = [world.labels(index) for index in range(options.count)]
     videos: dict[str, list[np.ndarray]] = {}

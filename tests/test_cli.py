@@ -138,7 +138,13 @@ def test_several_videos_are_numbered_and_each_has_its_own_seed(workplace: Path) 
 
 def test_steps_of_one_stage_override_those_of_all(workplace: Path) -> None:
     _, shared, _ = request(PROMPT, "--steps", "9", "--refiner-steps", "2", "-o", "a.gif")
-    assert shared.num_inference_steps == {"reference": 9, "base": 9, "super_resolution": 9, "refiner": 2}
+    assert shared.num_inference_steps == {
+        "reference": 9,
+        "base": 9,
+        "super_resolution_1": 9,
+        "super_resolution_2": 9,
+        "refiner": 2,
+    }
     _, shared, _ = request(PROMPT, "--base-steps", "5", "-o", "a.gif")
     assert shared.num_inference_steps == {"base": 5}
 

@@ -27,7 +27,7 @@ from videogen.models.video_decoder import VideoDecoder  # noqa: E402
 from videogen.pipeline import VideoGenPipeline  # noqa: E402
 from videogen.video import read_provenance, read_video  # noqa: E402
 
-STEPS = {"reference": 1, "base": 1, "super_resolution": 1, "refiner": 1}
+STEPS = {"reference": 1, "base": 1, "super_resolution_1": 1, "super_resolution_2": 1, "refiner": 1}
 UNET = {
     "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
     "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),

@@ -98,8 +98,8 @@ def test_steps_are_counted_over_all_stages(tiny_pipe: VideoGenPipeline) -> None:
         assert [step for step, _ in told] == list(range(tiny_pipe.num_timesteps))
         return [stage for _, stage in told]
 
-    steps = {"reference": 3, "base": 2, "super_resolution": 4, "refiner": 1}
-    cascade = ["base"] * 2 + ["super-resolution 1"] * 4 + ["super-resolution 2"] * 4
+    steps = {"reference": 3, "base": 2, "super_resolution_1": 4, "super_resolution_2": 3, "refiner": 1}
+    cascade = ["base"] * 2 + ["super-resolution 1"] * 4 + ["super-resolution 2"] * 3
     refined, decoded = ["temporal super-resolution"] * 3, ["decoding"] * 2  # three passes; 17 frames in windows of 16
     options = {"num_inference_steps": steps, "temporal_factor": 8}
     assert stages(**options) == ["reference image"] * 3 + cascade + refined + decoded

@@ -25,7 +25,13 @@ class UserError(ValueError):
     """Bad input, told in one line: what is wrong and what to do. The command line prints it and exits with 2."""
 
 
-MAX_STEPS: Mapping[str, int] = {"reference": 1000, "base": 1000, "super_resolution": 1000, "refiner": 500}
+MAX_STEPS: Mapping[str, int] = {
+    "reference": 1000,
+    "base": 1000,
+    "super_resolution_1": 1000,
+    "super_resolution_2": 1000,
+    "refiner": 500,
+}
 """Denoising steps that a stage can take of a schedule of 1000: the refiner starts part-way."""
 
 SCHEDULERS: Mapping[str, str] = {
@@ -175,6 +181,7 @@ class VideoDiffusionOptions:
 
     image_model: str
     initial: str | None = None  # image UNet (first network) or the network one level below; None: the image model's UNet
+    below: str | None = None  # network one level below: its results are the low resolution to learn from; None: true clips
     downscale: int = 1  # the data's frames are this many times larger than the network's
     text_dropout: float = 0.1
     reference_dropout: float = 0.1

@@ -37,10 +37,11 @@ _OPTIONS = {
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
     "base_guidance_from": (0, 1),
+    "details_from": (0.001, 1),
     "eta": (0, MAX_ETA),
 }
 """Numbers that model_index.json may say beside the components, and from where to where."""
-DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution": 8, "refiner": 2}
+DEFAULT_STEPS = {"reference": 30, "base": 30, "super_resolution_1": 8, "super_resolution_2": 8, "refiner": 2}
 
 
 @dataclass
@@ -79,11 +80,13 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
         base_guidance_from: float = 0.0,
+        details_from: float = 1.0,
         eta: float = 0.0,
         num_inference_steps: Mapping[str, int] | None = None,
     ) -> None:
         """num_inference_steps: of some stages, in place of DEFAULT_STEPS. base_guidance_from: the fraction of the schedule, 0
-        clean to 1 noise, from which on the base network is guided, where a call does not say."""
+        clean to 1 noise, from which on the base network is guided, where a call does not say. details_from: likewise, from
+        which on super-resolution takes its steps after the first (see `super_resolve`)."""
         super().__init__()
         self.register_modules(
             tokenizer=tokenizer,
@@ -103,6 +106,7 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             base_guidance_from=base_guidance_from,
+            details_from=details_from,
             eta=eta,
             num_inference_steps=dict(num_inference_steps or {}),
         )
@@ -329,7 +333,7 @@ class _Run:
 
     def plan(self, *, generate: bool) -> None:
         """Count the steps of all stages, for progress."""
-        steps = self.steps["base"] + 2 * self.steps["super_resolution"]
+        steps = sum(self.steps[each] for each in ("base", "super_resolution_1", "super_resolution_2"))
         steps += self.steps["reference"] if generate else 0
         steps += self.passes * self.steps["refiner"] if self.num_frames > 1 else 0
         self._count(steps, self.factor * (self.num_frames - 1) + 1)
@@ -412,7 +416,8 @@ class _Run:
                 latents,
                 fps,
                 generators,
-                num_steps=self.steps["super_resolution"],
+                num_steps=self.steps[f"super_resolution_{level}"],
+                details_from=pipeline.config.details_from,
                 on_step=self.stage(f"super-resolution {level}"),
             )
         return latents

@@ -18,9 +18,10 @@ from videogen.config import UserError, parse_train_config
 from videogen.data.clips import ClipBatch
 from videogen.models.pretrained import load_network
 from videogen.models.unet import VideoUNet
-from videogen.stages.conditions import encode_frames
+from videogen.stages.cascade import super_resolve
+from videogen.stages.conditions import encode_frames, resize_frames
 from videogen.training.objectives import Objective, build_objective
-from videogen.training.objectives.denoising import changing_places, crop
+from videogen.training.objectives.denoising import VideoDiffusionObjective, changing_places, crop
 from videogen.training.objectives.reconstruction import shifted, shrunk
 from videogen.training.objectives.text_encoder import TextEncoderObjective
 from videogen.training.objectives.video_classifier import GAIN, QUANTITIES, spoil
@@ -41,6 +42,7 @@ class Task:
 
 ADVERSARY = {"adversarial_weight": 0.5}
 MODEL = {"image_model": "./pipeline"}
+SMALLER = "./runs/super_resolution_1/network"
 TASKS = {
     "text_encoder": Task(
         "text_encoder",
@@ -82,6 +84,11 @@ TASKS = {
         "video_diffusion",
         {**MODEL, "initial": "./runs/text_to_image/network", "downscale": 2, "crop": 2},
         {"sample_size": 4, "condition_channels": 8, "condition_error": 0.05, "condition_blur": 1, **UNET},
+    ),
+    "super_resolution, of what the one below makes": Task(
+        "video_diffusion",
+        {**MODEL, "initial": SMALLER, "below": SMALLER, "reference_dropout": 0.5},
+        {"sample_size": 8, "condition_channels": 4, **UNET},
     ),
     "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
     "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
@@ -403,6 +410,36 @@ def test_a_condition_that_no_stage_makes_is_refused(tiny_folder: Path) -> None:
     objective, _ = built(task, tiny_folder)
     with pytest.raises(UserError, match=r"condition_channels is 12: .* resolution \(4\) or also .* \(8\)"):
         objective.build({**task.network, "condition_channels": 12})
+
+
+def test_super_resolution_learns_from_what_the_one_below_makes(tiny_folder: Path) -> None:
+    """As in generation: of the true clip at a quarter of the size, by the same words, without a reference where it has none."""
+    task = TASKS["super_resolution, of what the one below makes"]
+    objective, _ = built(task, tiny_folder)
+    assert isinstance(objective, VideoDiffusionObjective)
+    given, dropped = batch(task), torch.tensor([False, True, False, True])
+    text = objective.text(given.captions, generators(*SEEDS))
+    clean, reference, low = objective.latents(given, text, dropped, generators(*SEEDS))
+    assert low is not None
+    assert torch.equal(reference.flatten(1).any(dim=1), ~dropped)
+    smaller = load_network(VideoUNet, tiny_folder.parent / SMALLER).eval()
+    half, quarter = (encode_frames(objective.autoencoder, resize_frames(given.frames, (side, side))) for side in (16, 8))
+    shown = half[:, 0] * ~dropped[:, None, None, None]
+    expected = super_resolve(smaller, objective.scheduler, text, shown, quarter, given.fps, generators(*SEEDS), num_steps=1)
+    torch.testing.assert_close(low, expected, rtol=0, atol=1e-4)
+    assert not low.requires_grad
+    without, _ = built(task, tiny_folder, below=None)
+    assert isinstance(without, VideoDiffusionObjective)
+    same, _, true = without.latents(given, text, dropped, generators(*SEEDS))
+    assert torch.equal(same, clean)
+    assert true is not None
+    torch.testing.assert_close(true, half)
+
+
+@pytest.mark.parametrize(("name", "below"), [("base", SMALLER), ("super_resolution", "./runs/base/network")])
+def test_only_super_resolution_has_one_below(tiny_folder: Path, name: str, below: str) -> None:
+    with pytest.raises(UserError, match=r"options.below is for super-resolution, and names the super-resolution network"):
+        built(TASKS[name], tiny_folder, below=below)
 
 
 def test_an_image_model_that_is_none_is_refused(tiny_folder: Path) -> None:

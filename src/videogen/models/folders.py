@@ -108,7 +108,7 @@ MINI_SAMPLING = {
     "guidance_rescale": 0.7,
     "base_guidance_from": 0.7,
     "eta": 0.9,
-    "num_inference_steps": {"reference": 20, "base": 3, "super_resolution": 1},
+    "num_inference_steps": {"reference": 20, "base": 3, "super_resolution_1": 1, "super_resolution_2": 1},
 }
 """Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; of the base, only the first step is guided, where
 motion is decided: in the others guidance disturbs what rests; more steps of super-resolution draw sparkles, and of the base

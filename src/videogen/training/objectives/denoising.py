@@ -19,7 +19,7 @@ from videogen.models.initialization import initialize_from, is_new_in_video
 from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text, network_class
 from videogen.models.unet import VideoUNet
 from videogen.stages import temporal_super_resolution as tsr
-from videogen.stages.cascade import super_resolution_condition
+from videogen.stages.cascade import super_resolution_condition, super_resolve
 from videogen.stages.conditions import decode_frames, encode_frames, encode_text, resize_frames
 from videogen.training.objectives.base import Objective, chance, make
 
@@ -106,6 +106,7 @@ class VideoDiffusionObjective(TextConditioned):
     def __init__(self, options: VideoDiffusionOptions) -> None:
         super().__init__(options.image_model, options.text_dropout)
         self.options = options
+        self.below = None if options.below is None else frozen(load_network(VideoUNet, options.below))
 
     def build(self, network: Mapping[str, Any]) -> nn.Module:
         built = make(VideoUNet, network)
@@ -117,6 +118,8 @@ class VideoDiffusionObjective(TextConditioned):
                 f"resolution the low resolution ({channels}) or also what the reference adds to it ({2 * channels})"
             )
         self.super_resolution, self.shared_noise = condition_channels > 0, built.config.shared_noise
+        if self.below is not None and not (self.super_resolution and self.below.config.condition_channels):
+            raise UserError("options.below is for super-resolution, and names the super-resolution network one level below")
         if self.options.initial is None:
             start = load_component(UNet2DConditionModel, self.options.image_model, "unet")
         else:
@@ -129,12 +132,24 @@ class VideoDiffusionObjective(TextConditioned):
     def learning_rate_factor(self, name: str) -> float:
         return self.options.temporal_factor if is_new_in_video(name) or name in self.new else 1.0
 
-    def latents(self, clips: ClipBatch) -> tuple[Tensor, Tensor | None]:
-        """(clean latents, low-resolution latents or None), both (B, F, C, h, w)."""
+    def latents(
+        self, clips: ClipBatch, text: Tensor, dropped: Tensor, generators: list[torch.Generator]
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(clean latents, low-resolution latents or None), both (B, F, C, h, w), and between them the reference (B, C, h, w),
+        zeros where it is dropped (B,) bool."""
         height, width = (side // self.options.downscale for side in clips.frames.shape[-2:])
-        frames = resize_frames(clips.frames, (height, width))
-        low = resize_frames(frames, (height // 2, width // 2)) if self.super_resolution else None
-        return encode_frames(self.autoencoder, frames), None if low is None else encode_frames(self.autoencoder, low)
+        shown = ~dropped[:, None, None, None]
+        clean = encode_frames(self.autoencoder, resize_frames(clips.frames, (height, width)))
+        low = None
+        if self.super_resolution:
+            half, quarter = (resize_frames(clips.frames, (height // by, width // by)) for by in (2, 4))
+            low = encode_frames(self.autoencoder, half)
+            if self.below is not None:
+                lowest = encode_frames(self.autoencoder, quarter)
+                low = super_resolve(
+                    self.below, self.scheduler, text, low[:, 0] * shown, lowest, clips.fps, generators, num_steps=1
+                )
+        return clean, clean[:, 0] * shown, low
 
     def condition(self, latents: Tensor, low: Tensor | None, reference: Tensor) -> Tensor | None:
         """What super-resolution sees with every frame, (B, F, condition_channels, h, w); latents: only their shape counts."""
@@ -155,9 +170,8 @@ class VideoDiffusionObjective(TextConditioned):
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         text = self.text(clips.captions, generators)
-        latents, low = self.latents(clips)
-        dropped = chance(generators, self.options.reference_dropout, latents.device)
-        reference = latents[:, 0] * ~dropped[:, None, None, None]
+        dropped = chance(generators, self.options.reference_dropout, text.device)
+        latents, reference, low = self.latents(clips, text, dropped, generators)
         if low is not None:
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
             noise = diffusion.randn(tuple(low.shape), generators, low)
@@ -173,9 +187,9 @@ class VideoDiffusionObjective(TextConditioned):
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
-        latents, low = self.latents(clips)
+        dropped = torch.zeros(len(clips), dtype=torch.bool, device=text.device)
+        latents, reference, low = self.latents(clips, text, dropped, generators)
         noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
-        reference = latents[:, 0]
         predict = self.predict(network, reference, self.condition(latents, low, reference), fps=clips.fps, text=text)
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
 
