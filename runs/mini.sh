@@ -30,6 +30,7 @@ step text_to_image_far
 step text_to_image_whole
 step text_to_image_drawing
 step text_to_image_wide
+step text_to_image_details
 step text_to_image
 
 # Section 3.2 and 3.5: the cascade, each network started from the one before
@@ -44,6 +45,7 @@ step base_moving
 step base
 step super_resolution_1_drawing
 step super_resolution_1
+step super_resolution_2_start
 step super_resolution_2
 
 # Section 3.3: temporal super-resolution
