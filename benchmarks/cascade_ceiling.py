@@ -51,13 +51,11 @@ def versions(
         f"{small} pixels, enlarged": enlarged(shrunk[0], side),
         f"{small} pixels, autoencoder, enlarged": enlarged(decode_frames(pipe.vae, low[0]), side),
     }
-    networks, details = (pipe.super_resolution_1, pipe.super_resolution_2), pipe.config.details_from
+    networks = (pipe.super_resolution_1, pipe.super_resolution_2)
     for counts in steps:
         latents, generators, rate = low, [torch.Generator().manual_seed(seed)], torch.full((1,), fps)
         for network, reference, count in zip(networks, references[1:], counts, strict=True):
-            latents = super_resolve(
-                network, pipe.scheduler, text, reference, latents, rate, generators, num_steps=count, details_from=details
-            )
+            latents = super_resolve(network, pipe.scheduler, text, reference, latents, rate, generators, num_steps=count)
         name = f"{small} pixels, super-resolution, {counts[0]} and {counts[1]} steps"
         made[name] = decode_video(pipe.video_decoder, latents)[0]
     return made

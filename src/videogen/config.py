@@ -94,9 +94,7 @@ class DataConfig:
     crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
     offset: int | None = None  # pixels that the object may be off a crop's middle, each way; None: anywhere (Diorama only)
     flow: bool = False  # also deliver exact optical flow (Diorama only)
-    pairs: tuple[
-        typing.Literal["motion", "shape", "speed", "fps"], ...
-    ] = ()  # clips 2k, 2k+1 differ in one of these (Diorama only)
+    pairs: tuple[Difference, ...] = ()  # clips 2k, 2k+1 differ in one of these (Diorama only)
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # attribute -> classes shown (Diorama only)
     workers: int = 1  # loader processes
 

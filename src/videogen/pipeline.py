@@ -37,7 +37,6 @@ _OPTIONS = {
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
     "base_guidance_from": (0, 1),
-    "details_from": (0.001, 1),
     "eta": (0, MAX_ETA),
 }
 """Numbers that model_index.json may say beside the components, and from where to where."""
@@ -80,13 +79,11 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
         base_guidance_from: float = 0.0,
-        details_from: float = 1.0,
         eta: float = 0.0,
         num_inference_steps: Mapping[str, int] | None = None,
     ) -> None:
         """num_inference_steps: of some stages, in place of DEFAULT_STEPS. base_guidance_from: the fraction of the schedule, 0
-        clean to 1 noise, from which on the base network is guided, where a call does not say. details_from: likewise, from
-        which on super-resolution takes its steps after the first (see `super_resolve`)."""
+        clean to 1 noise, from which on the base network is guided, where a call does not say."""
         super().__init__()
         self.register_modules(
             tokenizer=tokenizer,
@@ -106,7 +103,6 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             base_guidance_from=base_guidance_from,
-            details_from=details_from,
             eta=eta,
             num_inference_steps=dict(num_inference_steps or {}),
         )
@@ -417,7 +413,6 @@ class _Run:
                 fps,
                 generators,
                 num_steps=self.steps[f"super_resolution_{level}"],
-                details_from=pipeline.config.details_from,
                 on_step=self.stage(f"super-resolution {level}"),
             )
         return latents

@@ -184,25 +184,6 @@ def test_super_resolution_does_not_see_what_a_blur_hides(tiny_pipe: VideoGenPipe
         assert torch.allclose(made[0][..., 4:-4], made[1][..., 4:-4], atol=1e-4) == alike
 
 
-def test_details_are_steps_from_a_first_result(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
-    """The first step alone is from pure noise; the others go on from it below a fraction of the schedule."""
-    low, told = randn(2, FRAMES, 4, 2, 2), dict[int, int]()
-    one = enlarge(tiny_pipe, text[2:], None, low, 7, 8, num_steps=1)
-    assert torch.equal(enlarge(tiny_pipe, text[2:], None, low, 7, 8, num_steps=1, details_from=0.3), one)
-
-    def tell(index: int, timestep: Tensor) -> None:
-        told[index] = int(timestep)
-
-    made = enlarge(tiny_pipe, text[2:], None, low, 7, 8, num_steps=4, details_from=0.3, on_step=tell)
-    assert list(told) == [0, 1, 2, 3]
-    assert told[0] == 999
-    assert 300 >= told[1] > told[2] > told[3] > 0
-    near, far = ((made - other).square().mean() for other in (one, enlarge(tiny_pipe, text[2:], None, low, 1, 2, num_steps=1)))
-    assert 0 < near < far
-    again = enlarge(tiny_pipe, text[3:], None, low[1:], 8, num_steps=4, details_from=0.3)
-    torch.testing.assert_close(again, made[1:], **CLOSE)
-
-
 def test_every_step_is_told_of(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
     told: list[int] = []
     base(tiny_pipe, text, None, 7, 8, num_steps=3, on_step=lambda index, _: told.append(index))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -183,7 +182,6 @@ def super_resolve(
     generators: list[torch.Generator],
     *,
     num_steps: int,
-    details_from: float = 1.0,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w), from noise.
@@ -191,9 +189,6 @@ def super_resolve(
     text: token states of the prompts alone (B, L, D). Ours: no guidance here, and few steps, since reference and low resolution
     already fix the content. Not from the enlarged latents, noised in part: those are so far from any true latents that a
     network, which has seen true ones under so little noise, takes their faults for truth (docs/log.md).
-    details_from (ours): the steps after the first begin with its result, noised to this fraction of the schedule. What low
-    resolution and reference settle is known after one step; what they leave open, rain and snow, it has painted as its mean,
-    and that is decided where the noise is as strong as it (docs/log.md). 1: all steps evenly from pure noise.
     """
     read = network.read_text(text)
     batch, frames, channels, height, width = low.shape
@@ -204,18 +199,5 @@ def super_resolve(
 
     shape = (batch, frames, channels, 2 * height, 2 * width)
     counted = diffusion.counted_from(predict, scheduler, condition[:, :, -channels:], network.config.condition_error)
-    noise = partial(diffusion.video_noise, shape, generators, network.config.shared_noise, like=low)
-    first = num_steps if details_from == 1 else 1
-    latents = diffusion.sample(counted, noise(), scheduler, first, generators=generators, on_step=on_step)
-    if num_steps > first:
-        latents = diffusion.sample(
-            counted,
-            noise(),
-            scheduler,
-            num_steps - first,
-            generators=generators,
-            start=latents,
-            strength=details_from,
-            on_step=None if on_step is None else lambda step, timestep: on_step(first + step, timestep),
-        )
-    return latents
+    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)
+    return diffusion.sample(counted, noise, scheduler, num_steps, generators=generators, on_step=on_step)
