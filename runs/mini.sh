@@ -46,6 +46,7 @@ step base
 step super_resolution_1_drawing
 step super_resolution_1
 step super_resolution_2_start
+step super_resolution_2_below
 step super_resolution_2
 
 # Section 3.3: temporal super-resolution

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from tiny import TEXT, generators, randn, write_stable_diffusion
 from videogen.config import SCHEDULERS, UserError
+from videogen.models.folders import MINI_SAMPLING
 from videogen.models.pretrained import load_image_pipeline, other_scheduler
 from videogen.pipeline import VideoGenOutput, VideoGenPipeline
 
@@ -214,16 +215,27 @@ def test_eta_counts_and_defaults_to_the_pipelines(tiny_pipe: VideoGenPipeline) -
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_schedulers_are_exchanged(tiny_pipe: VideoGenPipeline, name: str) -> None:
     """The model's eta counts only where the scheduler has one."""
-    options = {
-        key: tiny_pipe.config[key]
-        for key in ("guidance_scale", "guidance_rescale", "base_guidance_from", "eta", "num_inference_steps")
-    }
+    options = {key: tiny_pipe.config[key] for key in MINI_SAMPLING}
     assert options["eta"] > 0
     pipe = VideoGenPipeline(**{**tiny_pipe.components, "scheduler": other_scheduler(tiny_pipe.scheduler, name)}, **options)
     found = make(pipe, num_inference_steps=2).frames
     assert found.isfinite().all()
     assert torch.equal(make(pipe, num_inference_steps=2).frames, found)
     assert torch.equal(found, make(tiny_pipe, num_inference_steps=2).frames) == (name == "ddim")
+
+
+def test_super_resolution_adds_details_as_the_model_says(tiny_pipe: VideoGenPipeline) -> None:
+    """After a network's first step, and guided on their own."""
+
+    def made(steps: int, **options: float) -> Tensor:
+        pipe = VideoGenPipeline(**tiny_pipe.components, **options)
+        counts = {"base": 1, "super_resolution_1": 1, "super_resolution_2": steps}
+        return make(pipe, use_reference=False, num_inference_steps=counts, temporal_factor=1).frames
+
+    details = made(3, details_from=0.4)
+    assert not torch.equal(details, made(3))
+    torch.testing.assert_close(made(1, details_from=0.4), made(1), rtol=0, atol=1e-4)
+    assert not torch.equal(made(3, details_from=0.4, details_guidance_scale=5.0), details)
 
 
 def test_the_base_network_is_guided_from_where_the_model_says_or_where_the_call_says(tiny_pipe: VideoGenPipeline) -> None:

@@ -79,7 +79,7 @@ class Guidance:
             raise UserError(f"guidance_interval must be two fractions of the schedule, low and high in 0..1, not {low}, {high}")
 
 
-Difference = typing.Literal["motion", "shape", "speed", "fps"]
+Difference = typing.Literal["motion", "shape", "speed", "weather", "fps"]
 """What the two clips of a pair may differ in."""
 
 
@@ -94,11 +94,15 @@ class DataConfig:
     crop: int | None = None  # side of a random square crop of the frames, pixels; None keeps them whole
     offset: int | None = None  # pixels that the object may be off a crop's middle, each way; None: anywhere (Diorama only)
     flow: bool = False  # also deliver exact optical flow (Diorama only)
+    dry: bool = False  # rain and snow begin to fall after the first frame (Diorama only)
     pairs: tuple[Difference, ...] = ()  # clips 2k, 2k+1 differ in one of these (Diorama only)
     only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)  # attribute -> classes shown (Diorama only)
+    kept: int | None = None  # learn from so many clips, kept in the run folder with what frozen networks make of them
     workers: int = 1  # loader processes
 
     def __post_init__(self) -> None:
+        if self.kept is not None and (self.kept < 1 or (self.pairs and self.kept % 2)):
+            raise UserError(f"data.kept is {self.kept}: a number of clips, at least 1, and even where clips come in pairs")
         if self.offset is not None and (self.crop is None or self.offset < 0):
             raise UserError("data.offset says where crops are: set data.crop, and an offset of at least 0 pixels")
 
@@ -185,8 +189,14 @@ class VideoDiffusionOptions:
     reference_dropout: float = 0.1
     temporal_factor: float = 1.0  # learning rate of temporal and other new layers and the fps embedding, relative to the rest
     high_noise: float = 1.0  # timesteps are 1 - u ** high_noise of the schedule: 1 is uniform, more is noisier
+    relative_error: bool = False  # errors count as shares of what network.condition_error expects: all levels of noise alike
     crop: int | None = None  # side of a square of latents to learn from, where a clip changes; conditions see whole frames
+    crop_anywhere: bool = False  # the square lies anywhere: what falls or flows is little beside an outline that moves
     condition_noise: float = 0.0  # upper bound of the noise mixed into the low-resolution condition (standard deviations)
+
+    def __post_init__(self) -> None:
+        if self.crop_anywhere and self.crop is None:
+            raise UserError("options.crop_anywhere says where squares are: set options.crop")
 
 
 @dataclass(frozen=True)

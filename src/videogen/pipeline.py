@@ -27,7 +27,7 @@ from videogen.models.pretrained import load_components, pipeline_folder, quiet
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
 from videogen.stages import temporal_super_resolution as tsr
-from videogen.stages.cascade import generate_base, reference_latents, super_resolve
+from videogen.stages.cascade import Details, generate_base, reference_latents, super_resolve
 from videogen.stages.conditions import encode_text, resize_frames
 from videogen.stages.decoding import decode_video, num_windows
 from videogen.stages.reference_image import generate_reference, image_to_tensor, images_of_model, native_size
@@ -37,6 +37,8 @@ _OPTIONS = {
     "guidance_scale": (0, 1000),
     "guidance_rescale": (0, 1),
     "base_guidance_from": (0, 1),
+    "details_from": (0.001, 1),
+    "details_guidance_scale": (0, 1000),
     "eta": (0, MAX_ETA),
 }
 """Numbers that model_index.json may say beside the components, and from where to where."""
@@ -79,11 +81,14 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
         guidance_scale: float = 4.0,
         guidance_rescale: float = 0.0,
         base_guidance_from: float = 0.0,
+        details_from: float = 1.0,
+        details_guidance_scale: float = 1.0,
         eta: float = 0.0,
         num_inference_steps: Mapping[str, int] | None = None,
     ) -> None:
         """num_inference_steps: of some stages, in place of DEFAULT_STEPS. base_guidance_from: the fraction of the schedule, 0
-        clean to 1 noise, from which on the base network is guided, where a call does not say."""
+        clean to 1 noise, from which on the base network is guided, where a call does not say. details_from,
+        details_guidance_scale: how super-resolution takes its steps after the first, see `Details`; 1: evenly from noise."""
         super().__init__()
         self.register_modules(
             tokenizer=tokenizer,
@@ -103,6 +108,8 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
             guidance_scale=guidance_scale,
             guidance_rescale=guidance_rescale,
             base_guidance_from=base_guidance_from,
+            details_from=details_from,
+            details_guidance_scale=details_guidance_scale,
             eta=eta,
             num_inference_steps=dict(num_inference_steps or {}),
         )
@@ -401,18 +408,20 @@ class _Run:
             eta=pipeline._eta,
             on_step=self.stage("base"),
         )
-        prompts = text.chunk(2)[1]
-        latents = base
+        config, latents = pipeline.config, base
+        details = None if config.details_from == 1 else Details(config.details_from, config.details_guidance_scale)
+        told = text.chunk(2)[1] if details is None else text
         for level, network in enumerate((pipeline.super_resolution_1, pipeline.super_resolution_2), start=1):
             latents = super_resolve(
                 network,
                 scheduler,
-                prompts,
+                told,
                 references[level],
                 latents,
                 fps,
                 generators,
                 num_steps=self.steps[f"super_resolution_{level}"],
+                details=details,
                 on_step=self.stage(f"super-resolution {level}"),
             )
         return latents

@@ -8,6 +8,7 @@ import itertools
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -159,8 +160,32 @@ def test_a_pair_is_one_scene_with_two_shapes() -> None:
         assert not is_held_out(second.colour, second.shape, second.motion)
     beside_a_ball = {pairs.labels(2 * k + 1).shape for k in range(400) if pairs.labels(2 * k).shape == "ball"}
     assert beside_a_ball == {*SHAPES} - {"ball"}
-    with pytest.raises(UserError, match=r"pairs of clips differ in some of motion, shape, speed, fps, not \['place'\]"):
+    with pytest.raises(UserError, match=r"pairs of clips differ in some of motion, .* weather, fps, not \['place'\]"):
         Diorama(32, pairs=["place"])  # type: ignore[arg-type]
+
+
+def test_a_pair_is_one_scene_in_two_weathers() -> None:
+    pairs, alone = Diorama(32, 1, pairs=["weather"]), Diorama(32, 1)
+    beside_a_clear_sky = set()
+    for k in range(60):
+        first, second = pairs.labels(2 * k), pairs.labels(2 * k + 1)
+        assert first == alone.labels(2 * k)
+        assert first.weather != second.weather
+        assert dataclasses.replace(first, weather=None) == dataclasses.replace(second, weather=None)
+        if first.weather is None:
+            beside_a_clear_sky.add(second.weather)
+    assert beside_a_clear_sky == {"rain", "snow"}
+
+
+def test_a_dry_clip_begins_before_anything_falls() -> None:
+    options: dict[str, Any] = {"size": 64, "num_frames": 3, "only": {"weather": ("rain", "snow")}}
+    for index in range(8):
+        dry, wet = Diorama(**options, dry=True).clip(index), Diorama(**options).clip(index)
+        assert np.array_equal(dry.frames[1:], wet.frames[1:])
+        brighter = wet.frames[0].astype(int) - dry.frames[0]
+        assert 0.01 < (brighter > 8).mean() < 0.5
+    clear: dict[str, Any] = {**options, "only": {"weather": ("",)}}
+    assert np.array_equal(Diorama(**clear, dry=True).clip(3).frames, Diorama(**clear).clip(3).frames)
 
 
 def test_the_middle_of_a_clip_is_where_its_object_is() -> None:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tiny import CODER, FLOW, TEXT, UNET, alive, generators, randn
 from videogen.config import LoraOptions, UserError
 from videogen.models.adapters import add_trained_adapter
+from videogen.models.folders import MINI_SAMPLING
 from videogen.models.ifrnet import IFRNet
 from videogen.models.unet import VideoUNet
 from videogen.models.video_decoder import VideoDecoder
@@ -161,10 +162,7 @@ def latents(pipe: VideoGenPipeline) -> Tensor:
 
 def having(pipe: VideoGenPipeline, **parts: nn.Module) -> VideoGenPipeline:
     """Another pipeline, with these parts in place of its own."""
-    options = {
-        key: pipe.config[key]
-        for key in ("guidance_scale", "guidance_rescale", "base_guidance_from", "eta", "num_inference_steps")
-    }
+    options = {key: pipe.config[key] for key in MINI_SAMPLING}
     return VideoGenPipeline(**{**pipe.components, **parts}, **options)
 
 

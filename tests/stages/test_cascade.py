@@ -16,7 +16,7 @@ from videogen.config import Guidance
 from videogen.models.unet import VideoUNet, resize_condition
 from videogen.pipeline import VideoGenPipeline
 from videogen.stages import cascade
-from videogen.stages.cascade import blurred, expected_latents, generate_base, reference_latents, super_resolve
+from videogen.stages.cascade import Details, blurred, expected_latents, generate_base, reference_latents, super_resolve
 from videogen.stages.conditions import encode_frames, resize_frames
 
 FRAMES = 3
@@ -182,6 +182,42 @@ def test_super_resolution_does_not_see_what_a_blur_hides(tiny_pipe: VideoGenPipe
             for each in (low, low + pattern)
         ]
         assert torch.allclose(made[0][..., 4:-4], made[1][..., 4:-4], atol=1e-4) == alike
+
+
+def test_details_are_steps_from_a_first_result(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    """The first step alone is from pure noise; the others go on from it below a fraction of the schedule."""
+    low, told, details = randn(2, FRAMES, 4, 2, 2), dict[int, int](), Details(0.3, 1.0)
+    one = enlarge(tiny_pipe, text[2:], None, low, 7, 8, num_steps=1)
+    torch.testing.assert_close(enlarge(tiny_pipe, text, None, low, 7, 8, num_steps=1, details=details), one, **CLOSE)
+
+    def tell(index: int, timestep: Tensor) -> None:
+        told[index] = int(timestep)
+
+    made = enlarge(tiny_pipe, text, None, low, 7, 8, num_steps=4, details=details, on_step=tell)
+    assert list(told) == [0, 1, 2, 3]
+    assert told[0] == 999
+    assert 300 >= told[1] > told[2] > told[3] > 0
+    near, far = ((made - other).square().mean() for other in (one, enlarge(tiny_pipe, text[2:], None, low, 1, 2, num_steps=1)))
+    assert 0 < near < far
+    again = enlarge(tiny_pipe, text[1::2], None, low[1:], 8, num_steps=4, details=details)
+    torch.testing.assert_close(again, made[1:], **CLOSE)
+
+
+def test_details_alone_are_guided(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:
+    """The result follows the negative prompt in the steps after the first only, and leads away from it."""
+    low, reference = randn(2, FRAMES, 4, 2, 2), randn(2, 4, 4, 4)
+    other = torch.cat([text[:2].flip(2), text[2:]])
+
+    def made(text: Tensor, scale: float, steps: int) -> Tensor:
+        return enlarge(tiny_pipe, text, reference, low, 7, 8, num_steps=steps, details=Details(0.4, scale))
+
+    assert torch.equal(made(text, 5.0, 1), made(other, 5.0, 1))
+    assert torch.equal(made(text, 1.0, 3), made(other, 1.0, 3))
+    assert not torch.allclose(made(text, 5.0, 3), made(other, 5.0, 3), atol=1e-3)
+    ignored, followed, led = (made(text, scale, 2) for scale in (0.0, 1.0, 2.0))
+    assert (led - ignored).square().mean() > (followed - ignored).square().mean() > 0
+    alone = enlarge(tiny_pipe, text[1::2], reference[1:], low[1:], 8, num_steps=3, details=Details(0.4, 5.0))
+    torch.testing.assert_close(alone, made(text, 5.0, 3)[1:], **CLOSE)
 
 
 def test_every_step_is_told_of(tiny_pipe: VideoGenPipeline, text: Tensor) -> None:

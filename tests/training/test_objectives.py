@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +15,22 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tiny import CLASSIFIER, CLIP_TOWER, FLOW, IMAGE_CODER, REFINER, UNET, alive, clips, generators, randn
-from videogen.config import UserError, parse_train_config
+from videogen import diffusion
+from videogen.config import UserError, VideoDiffusionOptions, parse_train_config
 from videogen.data.clips import ClipBatch
 from videogen.models.pretrained import load_network
 from videogen.models.unet import VideoUNet
+from videogen.pipeline import VideoGenPipeline
 from videogen.stages.cascade import super_resolve
 from videogen.stages.conditions import encode_frames, resize_frames
 from videogen.training.objectives import Objective, build_objective
-from videogen.training.objectives.denoising import VideoDiffusionObjective, changing_places, crop
+from videogen.training.objectives.denoising import (
+    VideoDiffusionObjective,
+    anywhere,
+    changing_places,
+    crop,
+    denoising_loss,
+)
 from videogen.training.objectives.reconstruction import shifted, shrunk
 from videogen.training.objectives.text_encoder import TextEncoderObjective
 from videogen.training.objectives.video_classifier import GAIN, QUANTITIES, spoil
@@ -89,6 +98,11 @@ TASKS = {
         "video_diffusion",
         {**MODEL, "initial": SMALLER, "below": SMALLER, "reference_dropout": 0.5},
         {"sample_size": 8, "condition_channels": 4, **UNET},
+    ),
+    "super_resolution, of details": Task(
+        "video_diffusion",
+        {**MODEL, "initial": SMALLER, "downscale": 2, "relative_error": True, "crop": 2, "crop_anywhere": True},
+        {"sample_size": 4, "condition_channels": 8, "condition_error": 0.05, **UNET},
     ),
     "latent_flow": Task("latent_flow", MODEL, FLOW, frames=3, random=False),
     "refiner": Task("refiner", {**MODEL, "latent_flow": "./runs/latent_flow/network"}, REFINER, frames=5),
@@ -434,6 +448,68 @@ def test_super_resolution_learns_from_what_the_one_below_makes(tiny_folder: Path
     assert torch.equal(same, clean)
     assert true is not None
     torch.testing.assert_close(true, half)
+
+
+def test_relative_errors_count_alike_at_all_levels_of_noise(tiny_pipe: VideoGenPipeline) -> None:
+    """Who gives the best linear guess has an error of 1, whatever the noise; who knows the truth has none."""
+    scheduler, error = tiny_pipe.scheduler, 0.05
+    known = randn(64, 2, 4, 8, 8)
+    clean = known + error**0.5 * randn(64, 2, 4, 8, 8, seed=1)
+
+    def score(predict: diffusion.Predict, high_noise: float) -> float:
+        given = generators(*range(64))
+        value, _ = denoising_loss(scheduler, predict, clean, given, high_noise=high_noise, known_error=error)
+        return float(value)
+
+    guess = diffusion.counted_from(lambda noisy, timestep: torch.zeros_like(noisy), scheduler, known, error)
+    for high_noise in (0.05, 1.0, 20.0):
+        assert score(guess, high_noise) == pytest.approx(1.0, abs=0.05)
+        assert score(lambda x, t: diffusion.output_for(scheduler, x, clean, t), high_noise) == pytest.approx(0.0, abs=1e-6)
+
+
+def test_relative_errors_want_an_error_that_is_expected(tiny_folder: Path) -> None:
+    with pytest.raises(UserError, match=r"options.relative_error counts from network.condition_error: set it, or leave"):
+        built(TASKS["super_resolution"], tiny_folder, relative_error=True)
+
+
+def test_squares_from_anywhere_lie_everywhere() -> None:
+    """Also in the corners, and as often where nothing changes."""
+    still = torch.zeros(400, 2, 1, 5, 6)
+    still[:, 1:, :, 0, 0] = 1.0
+    corners = anywhere(still, 4, generators(*range(400)))
+    counts = {corner: corners.count(corner) for corner in itertools.product(range(2), range(3))}
+    assert sum(counts.values()) == 400
+    assert all(40 < count < 95 for count in counts.values())  # 6 kinds, 66.7 expected
+    for where in (anywhere, changing_places):
+        with pytest.raises(UserError, match=r"options.crop is 6 but the latents are 6x5: it must be 1 to 5"):
+            where(still, 6, generators(*range(400)))
+
+
+def test_squares_from_anywhere_want_a_size() -> None:
+    with pytest.raises(UserError, match=r"options.crop_anywhere says where squares are: set options.crop"):
+        VideoDiffusionOptions(image_model="there", crop_anywhere=True)
+
+
+@pytest.mark.parametrize("name", ["base", "super_resolution, of what the one below makes"])
+def test_clips_can_be_made_ready_before(tiny_folder: Path, name: str) -> None:
+    """What is ready depends on the clip and its generator alone, and the loss of it is the loss."""
+    task = TASKS[name]
+    objective, network = built(task, tiny_folder)
+    given, seeds = batch(task), generators(*SEEDS)
+    ready = objective.ready(given, seeds)
+    assert len(ready) == len(given)
+    value, _ = objective.ready_loss(network, ready, seeds, 0)
+    assert value.item() == loss(objective, network, given, SEEDS).item()
+    alone = objective.ready(given[1:2], generators(SEEDS[1]))
+    assert alone.parts.keys() == ready.parts.keys()
+    torch.testing.assert_close(dict(alone.parts), dict(ready[1:2].parts), rtol=1e-4, atol=1e-4)
+    assert not any(each.requires_grad for each in ready.parts.values())
+
+
+def test_an_objective_without_frozen_networks_keeps_no_clips(tiny_folder: Path) -> None:
+    objective, _ = built(TASKS["autoencoder"], tiny_folder)
+    with pytest.raises(UserError, match=r"data.kept: clips are kept for the objective 'video_diffusion' only"):
+        objective.ready(batch(TASKS["autoencoder"]), generators(*SEEDS))
 
 
 @pytest.mark.parametrize(("name", "below"), [("base", SMALLER), ("super_resolution", "./runs/base/network")])

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,11 +138,105 @@ def test_micro_batches_equal_one_batch(tmp_path: Path, size: int) -> None:
     assert_close(state(some, 6), state(one, 6))
 
 
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    settings = ["dropout=false", "adversary=true", "micro_batch=1"]
+def kept_files(output: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted((output / "kept").glob("*.safetensors"))}
+
+
+def test_kept_clips_are_made_once_and_learnt_from(tmp_path: Path) -> None:
+    """Stopped while they are made and while they are learnt from, a run ends as one that was not."""
+    one = train(tmp_path / "one", kept=5)
+    files = kept_files(one)
+    assert list(files) == [f"{index:06d}.safetensors" for index in range(5)]
+
+    class Impatient(ToyClips):
+        asked = 0
+
+        def clip(self, index: int) -> Any:
+            self.asked += 1
+            if self.asked == 3:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return super().clip(index)
+
+    some = tmp_path / "some"
+    with pytest.raises(SystemExit) as stopped:
+        run(recipe(kept=5), Denoise(), Impatient(), some)
+    assert stopped.value.code == 143
+    made = kept_files(some)
+    assert 0 < len(made) < 5
+    assert not (some / "checkpoints").exists()
+    train(some, kept=5, steps=3)
+    assert kept_files(some) == files
+    train(some, kept=5)
+    assert {**made, **files} == kept_files(some)
+
+
+def test_a_run_on_kept_clips_goes_on_bit_for_bit(tmp_path: Path) -> None:
+    one, some = train(tmp_path / "one", kept=5), tmp_path / "some"
+    shutil.copytree(one / "kept", some / "kept")
+
+    class Slow(Denoise):
+        def ready_loss(self, *given: Any) -> Any:
+            if given[-1] == 2:
+                os.kill(os.getpid(), signal.SIGINT)
+            return super().ready_loss(*given)
+
+        def ready(self, *given: Any) -> Any:
+            raise AssertionError("these clips were made already")
+
+    torch.manual_seed(1)
+    with pytest.raises(SystemExit):
+        run(recipe(kept=5), Slow(), ToyClips(), some)
+    assert [path.name for path in sorted((some / "checkpoints").iterdir())] == ["step-00000002", "step-00000003"]
+    train(some, kept=5)
+    assert_equal(state(some, 6), state(one, 6))
+    assert rows(some) == rows(one)
+
+
+def test_kept_clips_are_each_taken_once_an_epoch(tmp_path: Path) -> None:
+    taken: list[float] = []
+
+    class Watching(Denoise):
+        def ready_loss(self, network: Any, ready: Any, *more: Any) -> Any:
+            taken.extend(ready.parts["fps"].tolist())
+            return super().ready_loss(network, ready, *more)
+
+    run(recipe(kept=6, pairs=("motion",), steps=3), Watching(), ToyClips(), tmp_path)
+    made = [load_file(tmp_path / "kept" / f"{index:06d}.safetensors")["fps"].item() for index in range(6)]
+    assert sorted(taken[:6]) == sorted(taken[6:]) == sorted(made)
+    pairs = [(made[index], made[index + 1]) for index in (0, 2, 4)]
+    for epoch in (taken[:6], taken[6:]):
+        assert sorted(zip(epoch[::2], epoch[1::2], strict=True)) == sorted(pairs)
+    assert taken[:6] != taken[6:]
+
+
+def test_kept_clips_of_another_recipe_are_refused(tmp_path: Path) -> None:
+    one, some = train(tmp_path / "one", kept=4, steps=1), tmp_path / "some"
+    shutil.copytree(one / "kept", some / "kept")
+    with pytest.raises(UserError, match=r"kept: data.crop was 6 and is 5; set it back, or train into another folder"):
+        train(some, kept=4, crop=5)
+    with pytest.raises(UserError, match=r"loop.seed was 0 and is 1"):
+        train(some, kept=4, seed=1)
+    train(some, kept=4, batch_size=2, steps=2)
+    (some / "kept" / "000001.safetensors").write_bytes(b"cut short")
+    with pytest.raises(UserError, match=r"cannot read .*000001.safetensors: .*; remove it, and the same command makes it anew"):
+        train(some, kept=4, batch_size=2)
+    (some / "kept" / "000001.safetensors").unlink()
+    train(some, kept=4, batch_size=2)
+    assert kept_files(some) == kept_files(one)
+
+
+@pytest.mark.parametrize("data", [{"kept": 0}, {"kept": 3, "pairs": ("motion",)}])
+def test_a_number_of_kept_clips_that_cannot_be_is_refused(data: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"data.kept is \d: a number of clips, at least 1, and even where clips come in pairs"):
+        DataConfig(**data)
+
+
+@pytest.mark.parametrize("kept", [None, 5])
+def test_two_ranks_equal_one_process(tmp_path: Path, kept: int | None) -> None:
+    settings = ["dropout=false", "adversary=true", "micro_batch=1", f"kept={json.dumps(kept)}"]
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(TOY)]
     subprocess.run([*command, str(tmp_path / "two"), *settings], check=True, capture_output=True, timeout=560)
-    one = train(tmp_path / "one", {"dropout": False, "adversary": True})
+    one = train(tmp_path / "one", {"dropout": False, "adversary": True}, kept=kept)
     assert_close(state(tmp_path / "two", 6), state(one, 6))
     assert_close(load_network(tmp_path / "two"), load_network(one))
     for got, expected in zip(rows(tmp_path / "two"), rows(one), strict=True):

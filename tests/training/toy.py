@@ -20,7 +20,7 @@ from diffusers.configuration_utils import register_to_config
 from torch import Tensor, nn
 
 from videogen.config import OptimizerConfig, TrainConfig, parse_train_config
-from videogen.data.clips import Clip, ClipBatch
+from videogen.data.clips import Clip, ClipBatch, ReadyBatch
 from videogen.models.adapters import NetworkAdapters
 from videogen.training.objectives import Objective
 from videogen.training.trainer import run
@@ -60,13 +60,21 @@ class Denoise(Objective):
             built.drop = self.middle
         return built
 
+    def ready(self, clips: ClipBatch, generators: list[torch.Generator]) -> ReadyBatch:
+        noise = torch.stack([torch.randn(clips.frames.shape[1:], generator=generator) for generator in generators])
+        return ReadyBatch({"clean": clips.frames, "noisy": clips.frames + 0.3 * noise.to(clips.frames), "fps": clips.fps})
+
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.ready_loss(network, self.ready(clips, generators), generators, step)
+
+    def ready_loss(
+        self, network: nn.Module, ready: ReadyBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         time.sleep(self.pause)
-        clean = clips.frames.flatten(0, 1)
-        noise = torch.stack([torch.randn(clips.frames.shape[1:], generator=generator) for generator in generators])
-        made = network(clean + 0.3 * noise.flatten(0, 1).to(clean))
+        clean = ready.parts["clean"].flatten(0, 1)
+        made = network(ready.parts["noisy"].flatten(0, 1))
         error = (made - clean).square().mean()
         loss = error * (torch.nan if step == self.explode_at else 1.0)
         if self.companion is not None and step >= 2:

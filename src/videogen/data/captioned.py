@@ -106,8 +106,8 @@ class VideoFolder:
     """
 
     def __init__(self, path: Path, data: DataConfig, seed: int) -> None:
-        if data.pairs or data.only:
-            name = "pairs" if data.pairs else "only"
+        if data.pairs or data.only or data.dry:
+            name = "pairs" if data.pairs else "only" if data.only else "dry"
             raise UserError(f"data.{name}: what is shown can be chosen of the source 'diorama', not of {str(path)!r}")
         if data.flow:
             raise UserError(f"data.flow: exact flow is known for the source 'diorama' only, not for {str(path)!r}")

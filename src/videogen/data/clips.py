@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,6 +58,22 @@ class ClipBatch:
     def __getitem__(self, part: slice) -> ClipBatch:
         flow, labels = (None if each is None else each[part] for each in (self.flow, self.labels))
         return ClipBatch(self.frames[part], self.captions[part], self.fps[part], flow, labels)
+
+
+@dataclass(frozen=True)
+class ReadyBatch:
+    """What an objective learns from of B clips, made by its frozen networks (`Objective.ready`): tensors (B, ...) by name."""
+
+    parts: Mapping[str, Tensor]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parts.values())))
+
+    def to(self, device: torch.device | str) -> ReadyBatch:
+        return ReadyBatch({name: each.to(device) for name, each in self.parts.items()})
+
+    def __getitem__(self, part: slice) -> ReadyBatch:
+        return ReadyBatch({name: each[part] for name, each in self.parts.items()})
 
 
 def collate(clips: list[Clip]) -> ClipBatch:

@@ -214,15 +214,16 @@ def _check_rate(fps: float, num_frames: int) -> None:
 
 
 def _others(labels: Labels, differs: str, rng: np.random.Generator) -> list[Labels]:
-    """The same scene with another motion, shape or speed; what should be taken first comes first."""
+    """The same scene with another motion, shape, speed or weather; what should be taken first comes first."""
     if differs == "motion":
         motions = (OPPOSITES[labels.motion], *(motion for motion in MOTIONS if motion != labels.motion))
         speeds = ["" if motion == "rests" else labels.speed for motion in motions]
         return [dataclasses.replace(labels, motion=m, speed=s) for m, s in zip(motions, speeds, strict=True)]
     if differs == "speed" and labels.motion == "rests":
         return []
-    classes = [str(each) for each in rng.permutation(SHAPES if differs == "shape" else SPEEDS)]
-    return [dataclasses.replace(labels, **{differs: each}) for each in classes if each != getattr(labels, differs)]
+    classes = [ATTRIBUTES[differs][int(each)] for each in rng.permutation(len(ATTRIBUTES[differs]))]
+    others: list[dict[str, Any]] = [{differs: each} for each in classes if each != getattr(labels, differs)]
+    return [dataclasses.replace(labels, **other) for other in others]
 
 
 class Diorama:
@@ -231,11 +232,12 @@ class Diorama:
     The same index shows the same scene at every size and frame rate; only the sampling differs, and the first frame is the
     same. The frame rate is drawn from `fps`. split: "train" never shows a held-out triple, "held_out" shows only those
     and captions them canonically. pairs: clips 2k and 2k + 1 are of one scene and differ in one of these alone, "motion" (the
-    second's is OPPOSITES of the first's, another where that is left out), "shape", "speed" or "fps": what tells them apart is
-    the words or the rate; where nothing can differ both show the same. only: attribute of ATTRIBUTES -> those of its classes
-    that are shown, "" for none.
+    second's is OPPOSITES of the first's, another where that is left out), "shape", "speed", "weather" or "fps": what tells
+    them apart is the words or the rate; where nothing can differ both show the same. only: attribute of ATTRIBUTES -> those of
+    its classes that are shown, "" for none.
     flow: also deliver exact optical flow of object and camera; shadow, weather and moving water count as part of the still
-    background. Raises UserError on an impossible size, length or frame rate, or an `only` that nothing fits.
+    background. dry: rain and snow begin to fall after the first frame. Raises UserError on an impossible size, length or frame
+    rate, or an `only` that nothing fits.
     """
 
     def __init__(
@@ -247,6 +249,7 @@ class Diorama:
         seed: int = 0,
         split: Literal["train", "held_out"] = "train",
         flow: bool = False,
+        dry: bool = False,
         pairs: Sequence[Difference] = (),
         only: Mapping[str, Sequence[str]] | None = None,
     ) -> None:
@@ -265,7 +268,7 @@ class Diorama:
         if not {*pairs} <= {*typing.get_args(Difference)}:
             raise UserError(f"pairs of clips differ in some of {', '.join(typing.get_args(Difference))}, not {list(pairs)}")
         self.size, self.num_frames, self.fps, self.seed, self.split = size, num_frames, tuple(fps), seed, split
-        self.flow, self.pairs = flow, tuple(pairs)
+        self.flow, self.dry, self.pairs = flow, dry, tuple(pairs)
         self.only = only or {}
         for name, classes in self.only.items():
             known = [known or "" for known in ATTRIBUTES.get(name, ())]
@@ -359,6 +362,12 @@ class Diorama:
 
     def _clip(self, labels: Labels, index: int, fps: float, said: str) -> Clip:
         frames, flow, middle = render_frames(
-            labels, self._generator(index, 1), size=self.size, num_frames=self.num_frames, fps=fps, with_flow=self.flow
+            labels,
+            self._generator(index, 1),
+            size=self.size,
+            num_frames=self.num_frames,
+            fps=fps,
+            with_flow=self.flow,
+            dry=self.dry,
         )
         return Clip(frames=frames, caption=said, fps=fps, flow=flow, labels=labels.indices(), middle=middle)

@@ -237,9 +237,10 @@ def _pixels(planes: Array) -> np.ndarray:
 
 
 def render_frames(
-    labels: Labels, rng: np.random.Generator, *, size: int, num_frames: int, fps: float, with_flow: bool
+    labels: Labels, rng: np.random.Generator, *, size: int, num_frames: int, fps: float, with_flow: bool, dry: bool
 ) -> tuple[np.ndarray, np.ndarray | None, tuple[float, float]]:
-    """Frames, uint8 (F, size, size, 3); flow, float32 (F, 2, 2, size, size), if wanted; the middle; all as in `Clip`."""
+    """Frames, uint8 (F, size, size, 3); flow, float32 (F, 2, 2, size, size), if wanted; the middle; all as in `Clip`.
+    dry: nothing falls in the first frame yet."""
     times = [i / fps for i in range(num_frames)]
     motion_rng, place_rng, weather_rng = rng.spawn(3)
     motion = Motion(labels, motion_rng)
@@ -260,7 +261,7 @@ def render_frames(
         pose = view.pose(motion.pose(t))
         draw_shadow(frame, pose, (motion.ground - view.y) * view.zoom + 0.5, shadow)
         sprite.draw(frame, pose)
-        if weather is not None:
+        if weather is not None and (t or not dry):
             frame[:] = weather.fall(frame, t)
     flow = _flow(motion, sprite, times, fps, size) if with_flow else None
     pose = views[0].pose(motion.pose(times[0]))

@@ -10,8 +10,9 @@ import functools
 import hashlib
 import random
 import signal
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
@@ -21,6 +22,8 @@ from videogen.data.clips import Clip, ClipBatch, ClipSource, collate
 
 _ENDLESS = 2**24  # sources longer than this are taken in order: their clips are as good as random already
 
+One = TypeVar("One")
+Batch = TypeVar("Batch")
 Item = tuple[int, int]  # index of a clip in the source, seed of its crop
 
 
@@ -35,7 +38,9 @@ def clip_source(data: DataConfig, seed: int) -> ClipSource:
     if data.source == "diorama":
         from videogen.data.diorama import Diorama
 
-        return Diorama(data.size, data.num_frames, data.fps, seed=seed, flow=data.flow, pairs=data.pairs, only=data.only)
+        return Diorama(
+            data.size, data.num_frames, data.fps, seed=seed, flow=data.flow, dry=data.dry, pairs=data.pairs, only=data.only
+        )
     from videogen.data.captioned import VideoFolder
 
     return VideoFolder(Path(data.source), data, seed)
@@ -46,10 +51,16 @@ def _order(length: int, seed: int, epoch: int) -> torch.Tensor:
     return torch.randperm(length, generator=torch.Generator().manual_seed(derive_seed("order", seed, epoch)))
 
 
-def clip_index(length: int, seed: int, place: int) -> int:
-    """Which clip of a source stands at `place` = step * batch size + j: every clip once an epoch, each epoch in a new order."""
+def clip_index(length: int, seed: int, place: int, together: int = 1) -> int:
+    """Which clip of a source stands at `place` = step * batch size + j: every clip once an epoch, each epoch in a new order.
+
+    So many as are `together`, from a multiple of that on, stay side by side.
+    """
     epoch, place = divmod(place, length)
-    return place if length > _ENDLESS else int(_order(length, seed, epoch)[place])
+    if length > _ENDLESS:
+        return place
+    group, place = divmod(place, together)
+    return int(_order(length // together, seed, epoch)[group]) * together + place
 
 
 def crop_clip(clip: Clip, data: DataConfig, seed: int) -> Clip:
@@ -91,26 +102,18 @@ class _Clips(Dataset[Clip | UserError]):
 
 
 class _Places(Sampler[list[Item]]):
-    """For each step from `start` to `stop` the clips of one rank."""
+    """For each of `steps` the clips of one rank."""
 
-    def __init__(self, length: int, data: DataConfig, seed: int, batch_size: int, steps: range, share: range) -> None:
+    def __init__(self, length: int, data: DataConfig, seed: int, batch_size: int, steps: Sequence[int], share: range) -> None:
         self.length, self.seed, self.batch_size, self.steps, self.share = length, seed, batch_size, steps, share
-        self.alike = 2 if data.pairs else 1  # clips in a row that are cropped alike
+        self.together = 2 if data.pairs else 1  # clips in a row that are cropped alike
 
     def __iter__(self) -> Iterator[list[Item]]:
         for step in self.steps:
-            indices = [clip_index(self.length, self.seed, step * self.batch_size + j) for j in self.share]
-            crops = [derive_seed("crop", self.seed, step, j // self.alike) for j in self.share]
+            places = [step * self.batch_size + j for j in self.share]
+            indices = [clip_index(self.length, self.seed, place, self.together) for place in places]
+            crops = [derive_seed("crop", self.seed, step, j // self.together) for j in self.share]
             yield list(zip(indices, crops, strict=True))
-
-
-def _collate(clips: list[Clip | UserError]) -> ClipBatch | UserError:
-    good = []
-    for clip in clips:
-        if isinstance(clip, UserError):
-            return clip
-        good.append(clip)
-    return collate(good)
 
 
 def _start_worker(number: int) -> None:
@@ -121,7 +124,7 @@ def _start_worker(number: int) -> None:
 
 
 def load_batches(
-    source: ClipSource, data: DataConfig, *, seed: int, batch_size: int, steps: range, share: range
+    source: ClipSource, data: DataConfig, *, seed: int, batch_size: int, steps: Sequence[int], share: range
 ) -> Generator[ClipBatch, None, None]:
     """One batch a step of `steps`: the clips `share` (of 0 .. batch_size-1), rendered ahead by `data.workers` processes.
 
@@ -129,10 +132,34 @@ def load_batches(
     """
     if len(source) < 1:
         raise UserError(f"the source {data.source!r} has no clips")
-    loader: DataLoader[Clip | UserError] = DataLoader(
+    return load_items(
         _Clips(source, data),
-        batch_sampler=_Places(len(source), data, seed, batch_size, steps, share),
-        collate_fn=_collate,
+        len(source),
+        data,
+        seed=seed,
+        batch_size=batch_size,
+        steps=steps,
+        share=share,
+        collate=collate,
+    )
+
+
+def load_items(
+    dataset: Dataset[One | UserError],
+    length: int,
+    data: DataConfig,
+    *,
+    seed: int,
+    batch_size: int,
+    steps: Sequence[int],
+    share: range,
+    collate: Callable[[list[One]], Batch],
+) -> Generator[Batch, None, None]:
+    """`load_batches` of anything that is read by (index, seed of a crop), `length` in all, an error being handed over."""
+    loader: DataLoader[One | UserError] = DataLoader(
+        dataset,
+        batch_sampler=_Places(length, data, seed, batch_size, steps, share),
+        collate_fn=functools.partial(_all_or_error, collate),
         num_workers=data.workers,
         worker_init_fn=_start_worker,
         generator=torch.Generator(),
@@ -141,6 +168,10 @@ def load_batches(
         if isinstance(batch, UserError):
             raise batch
         yield batch
+
+
+def _all_or_error(collate: Callable[[list[Any]], Batch], items: list[Any]) -> Batch | UserError:
+    return next((item for item in items if isinstance(item, UserError)), None) or collate(items)
 
 
 def first_clips(source: ClipSource, data: DataConfig, count: int) -> ClipBatch:

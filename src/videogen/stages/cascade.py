@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -171,6 +172,19 @@ def generate_base(
     )
 
 
+@dataclass(frozen=True)
+class Details:
+    """How super-resolution goes on after its first step (ours): from its result, noised to a fraction `begin` of the schedule.
+
+    What low resolution and reference settle is known after one step. What they leave open, rain and snow, the step has painted
+    as the mean of all that is possible: it is decided where the noise is about as strong as it. Only the words say that it
+    falls, so these steps are guided, by `guidance_scale` (docs/log.md).
+    """
+
+    begin: float
+    guidance_scale: float
+
+
 @torch.no_grad()
 def super_resolve(
     network: VideoUNet,
@@ -182,22 +196,44 @@ def super_resolve(
     generators: list[torch.Generator],
     *,
     num_steps: int,
+    details: Details | None = None,
     on_step: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
     """Latents (B, F, C, h, w) of the level below -> (B, F, C, 2h, 2w), from noise.
 
-    text: token states of the prompts alone (B, L, D). Ours: no guidance here, and few steps, since reference and low resolution
-    already fix the content. Not from the enlarged latents, noised in part: those are so far from any true latents that a
-    network, which has seen true ones under so little noise, takes their faults for truth (docs/log.md).
+    text: token states (B, L, D) of the prompts; with `details`, (2B, L, D), B of the negative prompts before them. Ours: no
+    guidance here, and few steps, since reference and low resolution already fix the content, but for `details`. Not from the
+    enlarged latents, noised in part: those are so far from any true latents that a network, which has seen true ones under so
+    little noise, takes their faults for truth (docs/log.md).
     """
     read = network.read_text(text)
     batch, frames, channels, height, width = low.shape
     condition = super_resolution_condition(network.config, low, reference, (2 * height, 2 * width))
 
-    def predict(noisy: Tensor, timestep: Tensor) -> Tensor:
-        return network(noisy, timestep, fps=fps, text=read, reference=reference, condition=condition)
+    def predict(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+        known = [
+            each if each is None or len(noisy) == batch else torch.cat([each, each]) for each in (reference, condition, fps)
+        ]
+        return network(noisy, timestep, fps=known[2], text=read.rows(rows), reference=known[0], condition=known[1])
+
+    def counted(predict: diffusion.Predict) -> diffusion.Predict:
+        return diffusion.counted_from(predict, scheduler, condition[:, :, -channels:], network.config.condition_error)
 
     shape = (batch, frames, channels, 2 * height, 2 * width)
-    counted = diffusion.counted_from(predict, scheduler, condition[:, :, -channels:], network.config.condition_error)
-    noise = diffusion.video_noise(shape, generators, network.config.shared_noise, like=low)
-    return diffusion.sample(counted, noise, scheduler, num_steps, generators=generators, on_step=on_step)
+    noise = partial(diffusion.video_noise, shape, generators, network.config.shared_noise, like=low)
+    told = counted(partial(predict, rows=slice(-batch, None)))
+    first = num_steps if details is None else 1
+    latents = diffusion.sample(told, noise(), scheduler, first, generators=generators, on_step=on_step)
+    if num_steps == first or details is None:
+        return latents
+    guided = diffusion.guided(predict, Guidance(details.guidance_scale), scheduler.config.num_train_timesteps)
+    return diffusion.sample(
+        counted(guided),
+        noise(),
+        scheduler,
+        num_steps - 1,
+        generators=generators,
+        start=latents,
+        strength=details.begin,
+        on_step=None if on_step is None else lambda step, timestep: on_step(1 + step, timestep),
+    )

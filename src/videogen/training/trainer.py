@@ -14,7 +14,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from videogen.config import LoopConfig, OptimizerConfig, TrainConfig, UserError
-from videogen.data.clips import ClipBatch, ClipSource
+from videogen.data.clips import ClipBatch, ClipSource, ReadyBatch
 from videogen.data.loader import clip_source, derive_seed, first_clips, load_batches
 from videogen.models.adapters import add_trained_adapter
 from videogen.training.checkpoint import (
@@ -39,6 +39,7 @@ from videogen.training.checkpoint import (
     save_checkpoint,
 )
 from videogen.training.distributed import Ranks, StopRequest, ranks
+from videogen.training.kept import load_kept, make_kept
 from videogen.training.objectives import Objective
 from videogen.training.optimizers import Optimizer
 from videogen.training.precision import precision_of
@@ -51,9 +52,9 @@ _FINISHING_CLIPS = 64
 def train(config: TrainConfig, output: Path) -> None:
     """Train what `config` says in the run folder `output`, from its newest checkpoint if there is one.
 
-    Writes recipe.json, checkpoints/, log.jsonl, tensorboard/, previews/ and at the end network/ (the averaged weights). A run
-    that has finished already is left as it is. Raises UserError on bad input, and SystemExit(143 or 130) after a checkpoint
-    when SIGTERM or Ctrl-C asks the run to stop.
+    Writes recipe.json, kept/ (of `data.kept`), checkpoints/, log.jsonl, tensorboard/, previews/ and at the end network/ (the
+    averaged weights). A run that has finished already is left as it is. Raises UserError on bad input, and SystemExit(143 or
+    130), after a checkpoint, when SIGTERM or Ctrl-C asks the run to stop.
     """
     from videogen.training.objectives import build_objective
 
@@ -88,8 +89,11 @@ def run(config: TrainConfig, objective: Objective, source: ClipSource, output: P
         view = partial(_preview, config, objective, source, output)
         steps = range(state.step, loop.steps)
         saved = state.step if newest is not None else -1
+        if config.data.kept is not None and not make_kept(config, objective, source, output / "kept", place, stop):
+            _say(place, f"{output.name}: stopped; the same command goes on with the clips that are missing")
+            raise SystemExit(stop.exit_code)
         clock = time.perf_counter() - state.seconds
-        batches = load_batches(source, config.data, seed=loop.seed, batch_size=loop.batch_size, steps=steps, share=share)
+        batches = _batches(config, source, output, steps, share)
         with contextlib.closing(batches), Progress(output, loop, state.step, quiet=not place.first) as log:
             for step, clips in zip(steps, batches, strict=True):
                 facts, stopping = _advance(config, module, state, clips.to(place.device), place, share, stop)
@@ -157,7 +161,11 @@ class _Loss(nn.Module):
         super().__init__()
         self.objective, self.network, self.companion = objective, state.network, state.companion
 
-    def forward(self, clips: ClipBatch, generators: list[torch.Generator], step: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(
+        self, clips: ClipBatch | ReadyBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        if isinstance(clips, ReadyBatch):
+            return self.objective.ready_loss(self.network, clips, generators, step)
         return self.objective.loss(self.network, clips, generators, step)
 
 
@@ -191,8 +199,23 @@ def _share(loop: LoopConfig, place: Ranks) -> range:
     return range(place.rank * share, (place.rank + 1) * share)
 
 
+def _batches(
+    config: TrainConfig, source: ClipSource, output: Path, steps: range, share: range
+) -> Generator[ClipBatch | ReadyBatch, None, None]:
+    if config.data.kept is not None:
+        return load_kept(config, output / "kept", steps=steps, share=share)
+    loop = config.loop
+    return load_batches(source, config.data, seed=loop.seed, batch_size=loop.batch_size, steps=steps, share=share)
+
+
 def _advance(
-    config: TrainConfig, module: nn.Module, state: TrainState, clips: ClipBatch, place: Ranks, share: range, stop: StopRequest
+    config: TrainConfig,
+    module: nn.Module,
+    state: TrainState,
+    clips: ClipBatch | ReadyBatch,
+    place: Ranks,
+    share: range,
+    stop: StopRequest,
 ) -> tuple[dict[str, float], bool]:
     """One optimiser step. Returns what to log (means over all clips), and whether any rank has been asked to stop."""
     loop, step = config.loop, state.step

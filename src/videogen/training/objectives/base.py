@@ -1,7 +1,7 @@
 """What a network is trained for (section 3.5): the only place where networks, frozen parts and losses meet.
 
 An objective knows nothing of optimisers, files or ranks, and the trainer knows nothing of networks: between them stand
-`build`, `loss`, `preview` and `finish`.
+`build`, `loss`, `preview` and `finish`; and `ready` and `ready_loss`, the two halves of a loss, where the first may be kept.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from videogen.config import UserError
-from videogen.data.clips import ClipBatch
+from videogen.data.clips import ClipBatch, ReadyBatch
 
 
 class Objective(ABC):
@@ -36,6 +36,17 @@ class Objective(ABC):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Scalar loss (mean over the clips) and named scalars to log. All randomness of clip i comes from `generators[i]` (on
         the CPU), so the split into ranks and micro-batches does not matter."""
+
+    def ready(self, clips: ClipBatch, generators: list[torch.Generator]) -> ReadyBatch:
+        """All that `ready_loss` reads of these clips, made by the frozen networks: what `data.kept` keeps. What chance decides
+        here is decided once for each clip that is kept. Raises UserError where an objective has no such part."""
+        raise UserError("data.kept: clips are kept for the objective 'video_diffusion' only; leave it out")
+
+    def ready_loss(
+        self, network: nn.Module, ready: ReadyBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss` of clips that are ready: both together, with the same generators, are `loss`."""
+        raise NotImplementedError
 
     @abstractmethod
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:

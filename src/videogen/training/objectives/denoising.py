@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from videogen import diffusion
 from videogen.config import Guidance, RefinerOptions, TextToImageOptions, UserError, VideoDiffusionOptions
-from videogen.data.clips import ClipBatch
+from videogen.data.clips import ClipBatch, ReadyBatch
 from videogen.models.ifrnet import IFRNet
 from videogen.models.initialization import initialize_from, is_new_in_video
 from videogen.models.pretrained import frozen, load_component, load_network, load_scheduler, load_text, network_class
@@ -35,13 +35,25 @@ def denoising_loss(
     shared_noise: float = 0.0,
     high_noise: float = 1.0,
     strength: float = 1.0,
+    known_error: float | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """Mean squared error of the network's output at a random timestep and noise for each sample (DDPM, equation 14)."""
+    """Mean squared error of the network's output at a random timestep and noise for each sample (DDPM, equation 14).
+
+    known_error: where the output counts from what is known with this error (`diffusion.counted_from`), the error of x_0 as a
+    share of that of the best linear guess instead, which is about as large at all levels of noise (ours): else the least noise
+    counts most, where there is least to learn.
+    """
     timesteps = diffusion.random_timesteps(scheduler, generators, clean.device, high_noise, strength)
     noise = diffusion.video_noise(tuple(clean.shape), generators, shared_noise, clean)
     noisy = diffusion.add_noise(scheduler, clean, noise, timesteps)
-    target = diffusion.training_target(scheduler, clean, noise, timesteps)
-    loss = F.mse_loss(predict(noisy, timesteps).float(), target.float())
+    output = predict(noisy, timesteps).float()
+    if known_error is None:
+        loss = F.mse_loss(output, diffusion.training_target(scheduler, clean, noise, timesteps).float())
+    else:
+        signal, sigma = diffusion.signal_and_noise(scheduler, timesteps, output)
+        expected = known_error * sigma**2 / (sigma**2 + known_error * signal**2)
+        off = diffusion.predict_clean(scheduler, noisy, output, timesteps) - clean
+        loss = (off.float().square() / expected).mean()
     return loss, {"denoising": loss.detach()}
 
 
@@ -118,6 +130,9 @@ class VideoDiffusionObjective(TextConditioned):
                 f"resolution the low resolution ({channels}) or also what the reference adds to it ({2 * channels})"
             )
         self.super_resolution, self.shared_noise = condition_channels > 0, built.config.shared_noise
+        self.known_error = built.config.condition_error
+        if self.options.relative_error and self.known_error is None:
+            raise UserError("options.relative_error counts from network.condition_error: set it, or leave the option out")
         if self.below is not None and not (self.super_resolution and self.below.config.condition_channels):
             raise UserError("options.below is for super-resolution, and names the super-resolution network one level below")
         if self.options.initial is None:
@@ -166,9 +181,8 @@ class VideoDiffusionObjective(TextConditioned):
         known = condition[:, :, -self.network["in_channels"] :]
         return diffusion.counted_from(predict, self.scheduler, known, self.network["condition_error"])
 
-    def loss(
-        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    @torch.no_grad()
+    def ready(self, clips: ClipBatch, generators: list[torch.Generator]) -> ReadyBatch:
         text = self.text(clips.captions, generators)
         dropped = chance(generators, self.options.reference_dropout, text.device)
         latents, reference, low = self.latents(clips, text, dropped, generators)
@@ -176,13 +190,35 @@ class VideoDiffusionObjective(TextConditioned):
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
             noise = diffusion.randn(tuple(low.shape), generators, low)
             low = low + self.options.condition_noise * level[:, None, None, None, None] * noise
+        parts = {"latents": latents, "reference": reference, "text": text, "fps": clips.fps}
         condition = self.condition(latents, low, reference)
-        if self.options.crop is not None:
-            corners = changing_places(latents, self.options.crop, generators)
-            latents, reference = crop(latents, corners, self.options.crop), crop(reference, corners, self.options.crop)
-            condition = None if condition is None else crop(condition, corners, self.options.crop)
-        predict = self.predict(network, reference, condition, fps=clips.fps, text=text)
-        return denoising_loss(self.scheduler, predict, latents, generators, self.shared_noise, self.options.high_noise)
+        return ReadyBatch(parts if condition is None else {**parts, "condition": condition})
+
+    def ready_loss(
+        self, network: nn.Module, ready: ReadyBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        latents, reference, condition = ready.parts["latents"], ready.parts["reference"], ready.parts.get("condition")
+        side = self.options.crop
+        if side is not None:
+            where = anywhere if self.options.crop_anywhere else changing_places
+            corners = where(latents, side, generators)
+            latents, reference = crop(latents, corners, side), crop(reference, corners, side)
+            condition = None if condition is None else crop(condition, corners, side)
+        predict = self.predict(network, reference, condition, fps=ready.parts["fps"], text=ready.parts["text"])
+        return denoising_loss(
+            self.scheduler,
+            predict,
+            latents,
+            generators,
+            self.shared_noise,
+            self.options.high_noise,
+            known_error=self.known_error if self.options.relative_error else None,
+        )
+
+    def loss(
+        self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        return self.ready_loss(network, self.ready(clips, generators), generators, step)
 
     @torch.no_grad()
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
@@ -194,21 +230,35 @@ class VideoDiffusionObjective(TextConditioned):
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
 
 
+def anywhere(latents: Tensor, side: int, generators: list[torch.Generator]) -> list[tuple[int, int]]:
+    """(top, left) of a square of latents (B, F, C, h, w) in each clip. Raises UserError where they are smaller."""
+    height, width = _check_side(latents, side)
+    corners = []
+    for generator in generators:
+        top, left = (int(torch.randint(length - side + 1, (), generator=generator)) for length in (height, width))
+        corners.append((top, left))
+    return corners
+
+
 def changing_places(latents: Tensor, side: int, generators: list[torch.Generator]) -> list[tuple[int, int]]:
-    """(top, left) of a square of latents (B, F, C, h, w) in each clip, about a place drawn by how much it changes (ours).
+    """`anywhere`, but about a place drawn by how much it changes (ours).
 
     In whole frames most of a loss is about what is easy; what moves is small, and takes as long to learn (docs/log.md).
-    Raises UserError where no such square is in the frames.
     """
-    height, width = latents.shape[-2:]
-    if not 1 <= side <= min(height, width):
-        raise UserError(f"options.crop is {side} but the latents are {width}x{height}: it must be 1 to {min(height, width)}")
+    height, width = _check_side(latents, side)
     change = (latents - latents[:, :1]).square().mean(dim=(1, 2)).flatten(1).square() + 1e-6
     corners = []
     for weights, generator in zip(change.cpu(), generators, strict=True):
         row, column = divmod(int(torch.multinomial(weights, 1, generator=generator)), width)
         corners.append((min(max(row - side // 2, 0), height - side), min(max(column - side // 2, 0), width - side)))
     return corners
+
+
+def _check_side(latents: Tensor, side: int) -> tuple[int, int]:
+    height, width = latents.shape[-2:]
+    if not 1 <= side <= min(height, width):
+        raise UserError(f"options.crop is {side} but the latents are {width}x{height}: it must be 1 to {min(height, width)}")
+    return height, width
 
 
 def crop(latents: Tensor, corners: list[tuple[int, int]], side: int) -> Tensor:

@@ -1,0 +1,138 @@
+"""Clips kept on disk with what the frozen networks make of them (`data.kept`, ours; section 3.5).
+
+Where conditions take longer than learning from them, as in super-resolution, each is made once, in a file of its own that
+appears whole or not at all, and every step takes some of them. A run that was stopped goes on with what is missing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Generator
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from videogen.config import TrainConfig, UserError
+from videogen.data.clips import ClipSource, ReadyBatch
+from videogen.data.loader import Item, derive_seed, load_batches, load_items
+from videogen.files import reason
+from videogen.training.checkpoint import check_recipe
+from videogen.training.distributed import Ranks, StopRequest
+from videogen.training.objectives import Objective
+from videogen.training.precision import precision_of
+
+_TOGETHER = 2  # clips made at a time: a pair
+_MAKING = ("objective", "network", "data")
+_LEARNING = {
+    "initial",
+    "relative_error",
+    "crop",
+    "crop_anywhere",
+    "high_noise",
+    "temporal_factor",
+}  # options that make nothing of it
+
+
+def make_kept(
+    config: TrainConfig, objective: Objective, source: ClipSource, folder: Path, place: Ranks, stop: StopRequest
+) -> bool:
+    """Make what is missing in `folder` of the clips that the run learns from; False if a signal came before the end.
+
+    Latents and token states are kept in half precision. Raises UserError if the folder is of another recipe.
+    """
+    count, seed = config.data.kept or 0, config.loop.seed
+    _check_folder(config, folder, place)
+    missing = [
+        step
+        for step in range(place.rank, -(-count // _TOGETHER), place.size)
+        if not all(_file(folder, index).exists() for index in _indices(step, count))
+    ]
+    batches = load_batches(source, config.data, seed=seed, batch_size=_TOGETHER, steps=missing, share=range(_TOGETHER))
+    bar = tqdm(
+        total=len(missing) * _TOGETHER, desc=f"{folder.parent.name}: clips to keep", unit="clip", disable=not place.first
+    )
+    with contextlib.closing(batches), bar:
+        for step, clips in zip(missing, batches, strict=True):
+            if stop.signal:
+                break
+            generators = [torch.Generator().manual_seed(derive_seed("kept", seed, step, j)) for j in range(_TOGETHER)]
+            with precision_of(config.loop.precision, place.device):
+                ready = objective.ready(clips.to(place.device), generators)
+            for j, index in enumerate(_indices(step, count)):
+                _save({name: each[j] for name, each in ready.parts.items()}, _file(folder, index))
+            bar.update(_TOGETHER)
+    stopped = place.mean(torch.tensor(float(stop.signal != 0), device=place.device))
+    return not bool(stopped)
+
+
+def load_kept(config: TrainConfig, folder: Path, *, steps: range, share: range) -> Generator[ReadyBatch, None, None]:
+    """One batch a step of clips that `make_kept` has made: each once an epoch, in a new order, pairs side by side.
+
+    Close it when done. Raises UserError if one cannot be read.
+    """
+    return load_items(
+        _Kept(folder),
+        config.data.kept or 0,
+        config.data,
+        seed=config.loop.seed,
+        batch_size=config.loop.batch_size,
+        steps=steps,
+        share=share,
+        collate=_collate,
+    )
+
+
+class _Kept(Dataset[dict[str, Tensor] | UserError]):
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __getitem__(self, item: Item) -> dict[str, Tensor] | UserError:
+        path = _file(self.folder, item[0])
+        try:
+            return {name: each.float() for name, each in load_file(path).items()}
+        except (OSError, SafetensorError) as error:
+            return UserError(f"cannot read {path}: {error}; remove it, and the same command makes it anew")
+
+
+def _collate(clips: list[dict[str, Tensor]]) -> ReadyBatch:
+    return ReadyBatch({name: torch.stack([clip[name] for clip in clips]) for name in clips[0]})
+
+
+def _indices(step: int, count: int) -> range:
+    return range(step * _TOGETHER, min(count, (step + 1) * _TOGETHER))
+
+
+def _file(folder: Path, index: int) -> Path:
+    return folder / f"{index:06d}.safetensors"
+
+
+def _save(parts: dict[str, Tensor], path: Path) -> None:
+    stage = path.with_suffix(".partial")
+    try:
+        save_file({name: (each.half() if each.ndim else each).cpu().contiguous() for name, each in parts.items()}, stage)
+        stage.replace(path)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {path}: {error}; run the same command again") from None
+
+
+def _check_folder(config: TrainConfig, folder: Path, place: Ranks) -> None:
+    """What is kept depends on all of a recipe but how it is learnt."""
+    path, now = folder / "recipe.json", config.to_dict()
+    if path.exists():
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        loop = {**now["loop"], "seed": saved["loop"]["seed"]}
+        options = {**saved["options"], **{name: now["options"][name] for name in _LEARNING & now["options"].keys()}}
+        check_recipe({**now, **{name: saved[name] for name in _MAKING}, "loop": loop, "options": options}, config, folder)
+    elif place.first:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write to {folder}: {reason(error)}; choose another output folder") from None
+    place.wait()
