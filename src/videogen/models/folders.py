@@ -107,12 +107,14 @@ MINI_SAMPLING = {
     "guidance_scale": 2.0,
     "guidance_rescale": 0.7,
     "base_guidance_from": 0.7,
+    "details_from": 0.4,
+    "details_guidance_scale": 4.0,
     "eta": 0.9,
-    "num_inference_steps": {"reference": 20, "base": 3, "super_resolution_1": 1, "super_resolution_2": 1},
+    "num_inference_steps": {"reference": 20, "base": 3, "super_resolution_1": 1, "super_resolution_2": 3},
 }
 """Of mini's pipeline: plain guidance oversaturates at zero terminal SNR; of the base, only the first step is guided, where
-motion is decided: in the others guidance disturbs what rests; more steps of super-resolution draw sparkles, and of the base
-bring nothing; what eta gives is within the spread (docs/log.md)."""
+motion is decided: in the others guidance disturbs what rests; more steps of the base bring nothing; rain and snow are drawn by
+the last two steps of super-resolution; what eta gives is within the spread (docs/log.md)."""
 
 
 def mini_scheduler() -> DDIMScheduler:
