@@ -88,7 +88,8 @@ class VideoGenPipeline(DiffusionPipeline, PipelineAdapters):
     ) -> None:
         """num_inference_steps: of some stages, in place of DEFAULT_STEPS. base_guidance_from: the fraction of the schedule, 0
         clean to 1 noise, from which on the base network is guided, where a call does not say. details_from,
-        details_guidance_scale: how super-resolution takes its steps after the first, see `Details`; 1: evenly from noise."""
+        details_guidance_scale: how super-resolution takes its steps after the first, see `Details`; from 1: evenly from noise.
+        A call whose guidance_scale is 1 is guided nowhere."""
         super().__init__()
         self.register_modules(
             tokenizer=tokenizer,
@@ -409,7 +410,8 @@ class _Run:
             on_step=self.stage("base"),
         )
         config, latents = pipeline.config, base
-        details = None if config.details_from == 1 else Details(config.details_from, config.details_guidance_scale)
+        scale = 1.0 if pipeline._guidance.scale == 1 else config.details_guidance_scale
+        details = None if config.details_from == 1 else Details(config.details_from, scale)
         told = text.chunk(2)[1] if details is None else text
         for level, network in enumerate((pipeline.super_resolution_1, pipeline.super_resolution_2), start=1):
             latents = super_resolve(
