@@ -223,6 +223,10 @@ def test_kept_clips_of_another_recipe_are_refused(tmp_path: Path) -> None:
     (some / "kept" / "000001.safetensors").unlink()
     train(some, kept=4, batch_size=2)
     assert kept_files(some) == kept_files(one)
+    for damaged in ("{", "[]", '{"objective": "image_reconstruction", "colour": 1}'):
+        (some / "kept" / "recipe.json").write_text(damaged, encoding="utf-8")
+        with pytest.raises(UserError, match=r"cannot read .*recipe.json: .*; remove .*kept, and the same command makes"):
+            train(some, kept=4, batch_size=2, steps=8)
 
 
 @pytest.mark.parametrize("data", [{"kept": 0}, {"kept": 3, "pairs": ("motion",)}])

@@ -121,6 +121,17 @@ def check_recipe(saved: Mapping[str, Any], config: TrainConfig, path: Path) -> N
             )
 
 
+def write_recipe(config: TrainConfig, folder: Path) -> None:
+    """`config` as recipe.json of `folder`, which is made if missing, whole or not at all. Raises UserError if it cannot be."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stage = folder / ".recipe.json.partial"
+        _write_json(stage, config.to_dict())
+        stage.replace(folder / "recipe.json")
+    except OSError as error:
+        raise UserError(f"cannot write to {folder}: {error.strerror}; choose another output folder") from None
+
+
 def export_network(network: nn.Module, folder: Path, facts: Mapping[str, Any]) -> None:
     """`network.save_pretrained` into `folder`, whole or not at all; `facts` go into its training.json.
 

@@ -10,6 +10,7 @@ import contextlib
 import json
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -18,11 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from videogen.config import TrainConfig, UserError
+from videogen.config import TrainConfig, UserError, parse_train_config
 from videogen.data.clips import ClipSource, ReadyBatch
 from videogen.data.loader import Item, derive_seed, load_batches, load_items
-from videogen.files import reason
-from videogen.training.checkpoint import check_recipe
+from videogen.training.checkpoint import check_recipe, write_recipe
 from videogen.training.distributed import Ranks, StopRequest
 from videogen.training.objectives import Objective
 from videogen.training.precision import precision_of
@@ -125,14 +125,19 @@ def _check_folder(config: TrainConfig, folder: Path, place: Ranks) -> None:
     """What is kept depends on all of a recipe but how it is learnt."""
     path, now = folder / "recipe.json", config.to_dict()
     if path.exists():
-        saved = json.loads(path.read_text(encoding="utf-8"))
+        saved = _recipe(path)
         loop = {**now["loop"], "seed": saved["loop"]["seed"]}
         options = {**saved["options"], **{name: now["options"][name] for name in _LEARNING & now["options"].keys()}}
         check_recipe({**now, **{name: saved[name] for name in _MAKING}, "loop": loop, "options": options}, config, folder)
     elif place.first:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps(now, indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write to {folder}: {reason(error)}; choose another output folder") from None
+        write_recipe(config, folder)
     place.wait()
+
+
+def _recipe(path: Path) -> dict[str, Any]:
+    """The recipe that clips were kept for. Raises UserError if the file is damaged."""
+    try:
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return parse_train_config(saved, str(path)).to_dict()
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(f"cannot read {path}: {error}; remove {path.parent}, and the same command makes them anew") from None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 import os
 import sys
@@ -37,6 +36,7 @@ from videogen.training.checkpoint import (
     load_checkpoint,
     read_export,
     save_checkpoint,
+    write_recipe,
 )
 from videogen.training.distributed import Ranks, StopRequest, ranks
 from videogen.training.kept import load_kept, make_kept
@@ -82,7 +82,8 @@ def run(config: TrainConfig, objective: Objective, source: ClipSource, output: P
             load_checkpoint(newest, state, config)
             _say(place, f"{output.name}: going on after step {state.step}")
         place.wait()  # nothing is written before every rank has read
-        _write_recipe(config, output, place)
+        if place.first:
+            write_recipe(config, output)
         module: nn.Module = _Loss(objective, state)
         if place.size > 1:
             module = DistributedDataParallel(module, find_unused_parameters=True, gradient_as_bucket_view=True)
@@ -280,15 +281,6 @@ def _export(config: TrainConfig, objective: Objective, source: ClipSource, state
         objective.finish(network, first_clips(source, config.data, _FINISHING_CLIPS).to(device))
         export_network(network, output / "network", {"step": state.step, "recipe": config.to_dict()})
     print(f"{output.name}: done, {state.step} steps; the network is in {output / 'network'}", file=sys.stderr)
-
-
-def _write_recipe(config: TrainConfig, output: Path, place: Ranks) -> None:
-    if place.first:
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-            (output / "recipe.json").write_text(json.dumps(config.to_dict(), indent=1) + "\n", encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"cannot write to {output}: {error.strerror}; choose another output folder") from None
 
 
 def _say(place: Ranks, line: str) -> None:
