@@ -52,6 +52,17 @@ def test_the_way_back_is_another_motion() -> None:
     assert (reading.motion, reading.speed) == ("moves right", "quickly")
 
 
+def test_crumbs_in_one_place_are_no_weather() -> None:
+    """What glitters in a quarter of the sky is not snow, however much of it there is; a little everywhere is."""
+    labels = Labels("red", "ball", "rests", "", "mountains", "day")
+    rng = np.random.default_rng(0)
+    for columns, weather in ((32, None), (128, "snow")):
+        frames = WORLD.render(labels, 7).frames.copy()
+        glitter = rng.random((16, 56, columns)) < (0.3 if weather is None else 0.06)
+        frames[:, :56, :columns][glitter] = 255
+        assert check(frames, 4.0).weather == weather
+
+
 def test_without_an_object_none_is_seen() -> None:
     for frames in (np.full((16, 64, 64, 3), 128, np.uint8), np.zeros((2, 32, 32, 3), np.uint8)):
         reading = check(frames, 4.0)

@@ -23,7 +23,7 @@ from videogen.evaluation.statistics import wilson
 from videogen.evaluation.videos import Sample, VideoFolderSamples
 from videogen.video import Video, write_video
 
-CHECKER = 2
+CHECKER = 3
 """Raised whenever the checker may judge a clip otherwise: results of different versions are not compared."""
 ASKED = (*ATTRIBUTES, "all")
 _SHOWN = 4  # failures of an attribute in the picture

@@ -32,7 +32,8 @@ SEA = {
 }
 SNOW_LIGHT = {"day": 1.0, "sunset": 0.5, "night": 0.9}  # how much of the hour's light snow takes on
 BANDS = ((0.06, 0.25), (0.31, 0.44), (0.66, 0.78), (0.81, 0.97))  # rows of the frame: high and low sky, far and near ground
-FALLING_FROM = (0.042, 0.022)  # share of the area that falling things cover, under a clear and a grey sky
+FALLING_FROM = (0.020, 0.009)  # share of the emptier half of the sky that falling things cover, if it is clear and if grey
+BLOCK = 16  # pixels of 128 along a side of the blocks that the sky is cut into
 RAIN_FROM = 1.4  # energy of slopes across the fall over that along it
 PAN_FROM, ZOOM_FROM = 0.03, 0.04  # frame widths a second; logarithm of the scale a second
 
@@ -161,7 +162,10 @@ def _peak(low: float, middle: float, high: float) -> float:
 
 def sparkle(frames: Array, times: Array, camera: Camera, pose: Array | None) -> Array:
     """What falls before the lens: small bright things that are not part of the scene, above the horizon, for uint8
-    (F, H, W, 3). Returns their share of the area, and the energies of their slopes across and along the fall: (3,)."""
+    (F, H, W, 3). Returns their share of the area, and the energies of their slopes across and along the fall: (3,).
+
+    What falls does so everywhere: the share is that of the emptier half of the blocks, so crumbs about one thing are not snow.
+    """
     size = 128
     rows = round(0.5 * size)
     bright = []
@@ -179,7 +183,9 @@ def sparkle(frames: Array, times: Array, camera: Camera, pose: Array | None) -> 
     fresh = np.maximum(seen - scene - 1.0, 0.0)
     across = np.diff(fresh, axis=2)[:, :-1]
     along = np.diff(fresh, axis=1)[:, :, :-1]
-    return np.array([(fresh > 4.0).mean(), (across**2).mean(), (along**2).mean()])
+    blocks = (fresh > 4.0).reshape(len(fresh), rows // BLOCK, BLOCK, size // BLOCK, BLOCK).mean((0, 2, 4)).ravel()
+    share = np.sort(blocks)[: len(blocks) // 2].mean()
+    return np.array([share, (across**2).mean(), (along**2).mean()])
 
 
 def read_weather(falling: Array, overcast: bool) -> str | None:
