@@ -19,7 +19,7 @@ from videogen.data.clips import ClipBatch
 from videogen.models.pretrained import load_network
 from videogen.models.unet import VideoUNet
 from videogen.stages.cascade import super_resolve
-from videogen.stages.conditions import encode_frames, resize_frames
+from videogen.stages.conditions import encode_frames, encode_text, resize_frames
 from videogen.training.objectives import Objective, build_objective
 from videogen.training.objectives.denoising import (
     VideoDiffusionObjective,
@@ -411,8 +411,8 @@ def test_super_resolution_learns_from_what_the_one_below_makes(tiny_folder: Path
     objective, _ = built(task, tiny_folder)
     assert isinstance(objective, VideoDiffusionObjective)
     given, dropped = batch(task), torch.tensor([False, True, False, True])
-    text = objective.text(given.captions, generators(*SEEDS))
-    clean, reference, low = objective.latents(given, text, dropped, generators(*SEEDS))
+    text = encode_text(objective.tokenizer, objective.text_encoder, given.captions)
+    clean, reference, low = objective.latents(given, dropped, generators(*SEEDS))
     assert low is not None
     assert torch.equal(reference.flatten(1).any(dim=1), ~dropped)
     smaller = load_network(VideoUNet, tiny_folder.parent / SMALLER).eval()
@@ -423,7 +423,7 @@ def test_super_resolution_learns_from_what_the_one_below_makes(tiny_folder: Path
     assert not low.requires_grad
     without, _ = built(task, tiny_folder, below=None)
     assert isinstance(without, VideoDiffusionObjective)
-    same, _, true = without.latents(given, text, dropped, generators(*SEEDS))
+    same, _, true = without.latents(given, dropped, generators(*SEEDS))
     assert torch.equal(same, clean)
     assert true is not None
     torch.testing.assert_close(true, half)

@@ -209,6 +209,21 @@ def test_kept_clips_are_each_taken_once_an_epoch(tmp_path: Path) -> None:
     assert taken[:6] != taken[6:]
 
 
+def test_kept_clips_are_said_in_all_of_their_captions(tmp_path: Path) -> None:
+    heard: list[tuple[float, str]] = []
+
+    class Listening(Denoise):
+        def ready_loss(self, network: Any, ready: Any, *more: Any) -> Any:
+            heard.extend(zip(ready.parts["fps"].tolist(), ready.captions, strict=True))
+            return super().ready_loss(network, ready, *more)
+
+    run(recipe(kept=3, steps=20), Listening(), ToyClips(), tmp_path)
+    own = {(4.0 + index, f"clip {index}") for index in range(7)}
+    again = {(4.0 + index, "again") for index in range(1, 7, 2)}
+    rates = {rate for rate, _ in heard}
+    assert {*heard} == {said for said in own | again if said[0] in rates}
+
+
 def test_kept_clips_of_another_recipe_are_refused(tmp_path: Path) -> None:
     one, some = train(tmp_path / "one", kept=4, steps=1), tmp_path / "some"
     shutil.copytree(one / "kept", some / "kept")

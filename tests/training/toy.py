@@ -62,7 +62,8 @@ class Denoise(Objective):
 
     def ready(self, clips: ClipBatch, generators: list[torch.Generator]) -> ReadyBatch:
         noise = torch.stack([torch.randn(clips.frames.shape[1:], generator=generator) for generator in generators])
-        return ReadyBatch({"clean": clips.frames, "noisy": clips.frames + 0.3 * noise.to(clips.frames), "fps": clips.fps})
+        noisy = clips.frames + 0.3 * noise.to(clips.frames)
+        return ReadyBatch({"clean": clips.frames, "noisy": noisy, "fps": clips.fps}, clips.captions)
 
     def loss(
         self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator], step: int
@@ -97,7 +98,13 @@ class ToyClips:
     def clip(self, index: int) -> Clip:
         chance = np.random.default_rng(index)
         flow = chance.standard_normal((2, 2, 2, 8, 8), dtype=np.float32)
-        return Clip(chance.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8), f"clip {index}", 4.0 + index, flow)
+        return Clip(
+            chance.integers(0, 256, (2, 8, 8, 3), dtype=np.uint8),
+            f"clip {index}",
+            4.0 + index,
+            flow,
+            paraphrases=("again",) * (index % 2),
+        )
 
 
 def recipe(**changes: Any) -> TrainConfig:

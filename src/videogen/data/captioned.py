@@ -134,7 +134,8 @@ class VideoFolder:
             except DECODER_ERRORS as error:
                 warnings.warn(f"{item.name} skipped: {reason(error)}", SkippedVideoWarning, stacklevel=2)
                 continue
-            return Clip(frames, captions[int(rng.integers(len(captions)))], fps)
+            said = int(rng.integers(len(captions)))
+            return Clip(frames, captions[said], fps, paraphrases=(*captions[:said], *captions[said + 1 :]))
         raise UserError(f"no video in {self._path} can give {_wish(self._data)}")
 
 

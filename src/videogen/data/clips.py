@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ class Clip:
     frame i to frame i-1 and `flow[i, 1]` to frame i+1, each as (x, y) in pixels: frame_i(p) = frame_j(p + flow(p)).
     labels: int64 (A,) or None; the class of each attribute where the source knows them (`diorama.ATTRIBUTES`).
     middle: (x, y) of the object's middle in the first frame, in pixels, or None where the source does not know it.
+    paraphrases: other captions of the same clip, where the source has some.
     """
 
     frames: np.ndarray
@@ -27,6 +28,7 @@ class Clip:
     flow: np.ndarray | None = None
     labels: np.ndarray | None = None
     middle: tuple[float, float] | None = None
+    paraphrases: tuple[str, ...] = ()
 
 
 class ClipSource(Protocol):
@@ -40,40 +42,43 @@ class ClipSource(Protocol):
 @dataclass(frozen=True)
 class ClipBatch:
     """frames: float32 (B, F, 3, H, W) in [-1, 1]; captions: B strings; fps: float32 (B,); flow: (B, F, 2, 2, H, W) or None;
-    labels: int64 (B, A) or None."""
+    labels: int64 (B, A) or None; paraphrases: for each clip its other captions."""
 
     frames: Tensor
     captions: list[str]
     fps: Tensor
     flow: Tensor | None = None
     labels: Tensor | None = None
+    paraphrases: list[tuple[str, ...]] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.captions)
 
     def to(self, device: torch.device | str) -> ClipBatch:
         flow, labels = (None if each is None else each.to(device) for each in (self.flow, self.labels))
-        return ClipBatch(self.frames.to(device), self.captions, self.fps.to(device), flow, labels)
+        return ClipBatch(self.frames.to(device), self.captions, self.fps.to(device), flow, labels, self.paraphrases)
 
     def __getitem__(self, part: slice) -> ClipBatch:
         flow, labels = (None if each is None else each[part] for each in (self.flow, self.labels))
-        return ClipBatch(self.frames[part], self.captions[part], self.fps[part], flow, labels)
+        return ClipBatch(self.frames[part], self.captions[part], self.fps[part], flow, labels, self.paraphrases[part])
 
 
 @dataclass(frozen=True)
 class ReadyBatch:
-    """What an objective learns from of B clips, made by its frozen networks (`Objective.ready`): tensors (B, ...) by name."""
+    """What an objective learns from of B clips, made by its frozen networks (`Objective.ready`): tensors (B, ...) by name, and
+    B captions."""
 
     parts: Mapping[str, Tensor]
+    captions: list[str]
 
     def __len__(self) -> int:
-        return len(next(iter(self.parts.values())))
+        return len(self.captions)
 
     def to(self, device: torch.device | str) -> ReadyBatch:
-        return ReadyBatch({name: each.to(device) for name, each in self.parts.items()})
+        return ReadyBatch({name: each.to(device) for name, each in self.parts.items()}, self.captions)
 
     def __getitem__(self, part: slice) -> ReadyBatch:
-        return ReadyBatch({name: each[part] for name, each in self.parts.items()})
+        return ReadyBatch({name: each[part] for name, each in self.parts.items()}, self.captions[part])
 
 
 def collate(clips: list[Clip]) -> ClipBatch:
@@ -86,6 +91,7 @@ def collate(clips: list[Clip]) -> ClipBatch:
         fps=torch.tensor([clip.fps for clip in clips], dtype=torch.float32),
         flow=flow,
         labels=labels,
+        paraphrases=[clip.paraphrases for clip in clips],
     )
 
 

@@ -163,6 +163,7 @@ def _words() -> frozenset[str]:
     return frozenset(re.findall(r"[a-z]+", " ".join(said)))
 
 
+_WAYS = 8  # in which a training clip is said, its caption being the first
 LONGEST = 16  # seconds in which a pan or zoom stays inside the painted world
 
 VOCABULARY = _words()
@@ -348,8 +349,11 @@ class Diorama:
     def clip(self, index: int) -> Clip:
         """Clip `index`, 0 <= index < len(self). Raises IndexError outside."""
         labels, fps = self._shown(index)
-        said = caption(labels, self._generator(index, 2) if self.split == "train" else None)
-        return self._clip(labels, self._scene(index), fps, said)
+        if self.split != "train":
+            return self._clip(labels, self._scene(index), fps, caption(labels))
+        rng = self._generator(index, 2)
+        said, *others = (caption(labels, rng) for _ in range(_WAYS))
+        return self._clip(labels, self._scene(index), fps, said, tuple(others))
 
     def render(self, labels: Labels, index: int = 0, fps: float | None = None) -> Clip:
         """A clip of the chosen labels, captioned canonically: position, size and terrain are those of scene `index`.
@@ -360,7 +364,7 @@ class Diorama:
         _check_rate(rate, self.num_frames)
         return self._clip(labels, index, rate, caption(labels))
 
-    def _clip(self, labels: Labels, index: int, fps: float, said: str) -> Clip:
+    def _clip(self, labels: Labels, index: int, fps: float, said: str, paraphrases: tuple[str, ...] = ()) -> Clip:
         frames, flow, middle = render_frames(
             labels,
             self._generator(index, 1),
@@ -370,4 +374,4 @@ class Diorama:
             with_flow=self.flow,
             dry=self.dry,
         )
-        return Clip(frames=frames, caption=said, fps=fps, flow=flow, labels=labels.indices(), middle=middle)
+        return Clip(frames, said, fps, flow=flow, labels=labels.indices(), middle=middle, paraphrases=paraphrases)

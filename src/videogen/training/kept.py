@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import random
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -44,7 +45,8 @@ def make_kept(
 ) -> bool:
     """Make what is missing in `folder` of the clips that the run learns from; False if a signal came before the end.
 
-    Latents and token states are kept in half precision. Raises UserError if the folder is of another recipe.
+    Latents and conditions are kept in half precision, and every caption that the source has. Raises UserError if the folder
+    is of another recipe.
     """
     count, seed = config.data.kept or 0, config.loop.seed
     _check_folder(config, folder, place)
@@ -65,14 +67,16 @@ def make_kept(
             with precision_of(config.loop.precision, place.device):
                 ready = objective.ready(clips.to(place.device), generators)
             for j, index in enumerate(_indices(step, count)):
-                _save({name: each[j] for name, each in ready.parts.items()}, _file(folder, index))
+                said = [ready.captions[j], *clips.paraphrases[j]]
+                _save({name: each[j] for name, each in ready.parts.items()}, said, _file(folder, index))
             bar.update(_TOGETHER)
     stopped = place.mean(torch.tensor(float(stop.signal != 0), device=place.device))
     return not bool(stopped)
 
 
 def load_kept(config: TrainConfig, folder: Path, *, steps: range, share: range) -> Generator[ReadyBatch, None, None]:
-    """One batch a step of clips that `make_kept` has made: each once an epoch, in a new order, pairs side by side.
+    """One batch a step of clips that `make_kept` has made: each once an epoch, in a new order, pairs side by side, in any of
+    its captions.
 
     Close it when done. Raises UserError if one cannot be read.
     """
@@ -88,20 +92,28 @@ def load_kept(config: TrainConfig, folder: Path, *, steps: range, share: range) 
     )
 
 
-class _Kept(Dataset[dict[str, Tensor] | UserError]):
+_One = tuple[dict[str, Tensor], str]
+
+
+class _Kept(Dataset[_One | UserError]):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def __getitem__(self, item: Item) -> dict[str, Tensor] | UserError:
-        path = _file(self.folder, item[0])
+    def __getitem__(self, item: Item) -> _One | UserError:
+        index, seed = item
+        path = _file(self.folder, index)
         try:
-            return {name: each.float() for name, each in load_file(path).items()}
-        except (OSError, SafetensorError) as error:
+            with safe_open(path, "pt") as file:
+                captions = json.loads(file.metadata()["captions"])
+                parts = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            return parts, random.Random(derive_seed("said", seed, index)).choice(captions)
+        except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
             return UserError(f"cannot read {path}: {error}; remove it, and the same command makes it anew")
 
 
-def _collate(clips: list[dict[str, Tensor]]) -> ReadyBatch:
-    return ReadyBatch({name: torch.stack([clip[name] for clip in clips]) for name in clips[0]})
+def _collate(clips: list[_One]) -> ReadyBatch:
+    parts, captions = zip(*clips, strict=True)
+    return ReadyBatch({name: torch.stack([each[name] for each in parts]) for name in parts[0]}, list(captions))
 
 
 def _indices(step: int, count: int) -> range:
@@ -112,10 +124,11 @@ def _file(folder: Path, index: int) -> Path:
     return folder / f"{index:06d}.safetensors"
 
 
-def _save(parts: dict[str, Tensor], path: Path) -> None:
+def _save(parts: dict[str, Tensor], captions: list[str], path: Path) -> None:
     stage = path.with_suffix(".partial")
+    tensors = {name: (each.half() if each.ndim else each).cpu().contiguous() for name, each in parts.items()}
     try:
-        save_file({name: (each.half() if each.ndim else each).cpu().contiguous() for name, each in parts.items()}, stage)
+        save_file(tensors, stage, {"captions": json.dumps(captions)})
         stage.replace(path)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {path}: {error}; run the same command again") from None

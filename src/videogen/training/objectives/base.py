@@ -39,7 +39,8 @@ class Objective(ABC):
 
     def ready(self, clips: ClipBatch, generators: list[torch.Generator]) -> ReadyBatch:
         """All that `ready_loss` reads of these clips, made by the frozen networks: what `data.kept` keeps. What chance decides
-        here is decided once for each clip that is kept. Raises UserError where an objective has no such part."""
+        here is decided once for each clip that is kept, but for its captions. Raises UserError where an objective has no
+        such part."""
         raise UserError("data.kept: clips are kept for the objective 'video_diffusion' only; leave it out")
 
     def ready_loss(

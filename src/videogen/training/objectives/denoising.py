@@ -148,7 +148,7 @@ class VideoDiffusionObjective(TextConditioned):
         return self.options.temporal_factor if is_new_in_video(name) or name in self.new else 1.0
 
     def latents(
-        self, clips: ClipBatch, text: Tensor, dropped: Tensor, generators: list[torch.Generator]
+        self, clips: ClipBatch, dropped: Tensor, generators: list[torch.Generator]
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(clean latents, low-resolution latents or None), both (B, F, C, h, w), and between them the reference (B, C, h, w),
         zeros where it is dropped (B,) bool."""
@@ -161,6 +161,7 @@ class VideoDiffusionObjective(TextConditioned):
             low = encode_frames(self.autoencoder, half)
             if self.below is not None:
                 lowest = encode_frames(self.autoencoder, quarter)
+                text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
                 low = super_resolve(
                     self.below, self.scheduler, text, low[:, 0] * shown, lowest, clips.fps, generators, num_steps=1
                 )
@@ -183,16 +184,15 @@ class VideoDiffusionObjective(TextConditioned):
 
     @torch.no_grad()
     def ready(self, clips: ClipBatch, generators: list[torch.Generator]) -> ReadyBatch:
-        text = self.text(clips.captions, generators)
-        dropped = chance(generators, self.options.reference_dropout, text.device)
-        latents, reference, low = self.latents(clips, text, dropped, generators)
+        dropped = chance(generators, self.options.reference_dropout, clips.frames.device)
+        latents, reference, low = self.latents(clips, dropped, generators)
         if low is not None:
             level = torch.stack([torch.rand((), generator=generator) for generator in generators]).to(latents)
             noise = diffusion.randn(tuple(low.shape), generators, low)
             low = low + self.options.condition_noise * level[:, None, None, None, None] * noise
-        parts = {"latents": latents, "reference": reference, "text": text, "fps": clips.fps}
+        parts = {"latents": latents, "reference": reference, "fps": clips.fps}
         condition = self.condition(latents, low, reference)
-        return ReadyBatch(parts if condition is None else {**parts, "condition": condition})
+        return ReadyBatch(parts if condition is None else {**parts, "condition": condition}, clips.captions)
 
     def ready_loss(
         self, network: nn.Module, ready: ReadyBatch, generators: list[torch.Generator], step: int
@@ -204,7 +204,8 @@ class VideoDiffusionObjective(TextConditioned):
             corners = where(latents, side, generators)
             latents, reference = crop(latents, corners, side), crop(reference, corners, side)
             condition = None if condition is None else crop(condition, corners, side)
-        predict = self.predict(network, reference, condition, fps=ready.parts["fps"], text=ready.parts["text"])
+        text = self.text(ready.captions, generators)
+        predict = self.predict(network, reference, condition, fps=ready.parts["fps"], text=text)
         return denoising_loss(
             self.scheduler,
             predict,
@@ -224,7 +225,7 @@ class VideoDiffusionObjective(TextConditioned):
     def preview(self, network: nn.Module, clips: ClipBatch, generators: list[torch.Generator]) -> Tensor:
         text = encode_text(self.tokenizer, self.text_encoder, clips.captions)
         dropped = torch.zeros(len(clips), dtype=torch.bool, device=text.device)
-        latents, reference, low = self.latents(clips, text, dropped, generators)
+        latents, reference, low = self.latents(clips, dropped, generators)
         noise = diffusion.video_noise(tuple(latents.shape), generators, self.shared_noise, latents)
         predict = self.predict(network, reference, self.condition(latents, low, reference), fps=clips.fps, text=text)
         return decode_frames(self.autoencoder, diffusion.sample(predict, noise, self.scheduler, PREVIEW_STEPS))
