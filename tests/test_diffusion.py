@@ -316,6 +316,24 @@ def test_rescaled_guidance_keeps_the_spread_of_what_the_prompt_alone_gives() -> 
     assert (plain.std(1) > whole.std(1) + 1).all()
 
 
+def test_limited_guidance_says_no_more_in_a_place_than_its_limit() -> None:
+    x, timestep = randn(2, 4, 3, 3), torch.tensor([7, 8])
+
+    def said(noisy: Tensor, timestep: Tensor, rows: slice) -> Tensor:
+        return torch.cat([noisy[:2], noisy[:2] * timestep[:2, None, None, None]])
+
+    with_prompt = x * timestep[:, None, None, None]
+    own = (with_prompt - x).norm(dim=1)
+    limit = own.median().item()
+    found = diffusion.guided(said, Guidance(3.0, limit=limit), 10)(x, timestep)
+    torch.testing.assert_close((found - with_prompt).norm(dim=1), 2 * own.clamp(max=limit))
+    free = diffusion.guided(said, Guidance(3.0), 10)(x, timestep)
+    below = (own < limit)[:, None].expand_as(x)
+    torch.testing.assert_close(found[below], free[below])
+    with pytest.raises(UserError, match=r"the limit of guidance must be more than 0, not 0.0"):
+        Guidance(3.0, limit=0.0)
+
+
 def test_outside_its_interval_guidance_follows_the_prompt_alone() -> None:
     x, timestep = randn(2, 3, dtype=torch.float64), torch.tensor([7, 8])
     everywhere = diffusion.guided(both, Guidance(3.0), 10)(x, timestep)

@@ -62,12 +62,14 @@ class Guidance:
     scale: finite, >= 0; 1 is no guidance, 0 ignores the prompt (Ho and Salimans 2022). rescale: 0..1, how far the standard
     deviation is brought back to that without guidance (Lin et al. 2024, section 3.4): without it, a schedule of zero terminal
     SNR oversaturates. interval: the part of the schedule that is guided, as fractions from clean (0) to noise (1); outside of
-    it only the prompt is followed, at half the cost (Kynkaanniemi et al. 2024). Raises UserError on other values.
+    it only the prompt is followed, at half the cost (Kynkaanniemi et al. 2024). limit: > 0, the most that the prompt's part
+    counts in one place, as its norm over the channels (ours). Raises UserError on other values.
     """
 
     scale: float = 1.0
     rescale: float = 0.0
     interval: tuple[float, float] = (0.0, 1.0)
+    limit: float = math.inf
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.scale) and self.scale >= 0):
@@ -77,6 +79,8 @@ class Guidance:
         low, high = self.interval
         if not 0 <= low <= high <= 1:
             raise UserError(f"guidance_interval must be two fractions of the schedule, low and high in 0..1, not {low}, {high}")
+        if not self.limit > 0:
+            raise UserError(f"the limit of guidance must be more than 0, not {self.limit}")
 
 
 Difference = typing.Literal["motion", "shape", "speed", "weather", "fps"]

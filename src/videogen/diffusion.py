@@ -147,7 +147,12 @@ def guided(predict: Callable[[Tensor, Tensor, slice], Tensor], guidance: Guidanc
             return predict(noisy, timestep, slice(batch, None))
         twice = torch.cat([noisy, noisy]), torch.cat([timestep, timestep])
         without, with_prompt = predict(*twice, slice(None)).chunk(2)
-        output = without + guidance.scale * (with_prompt - without)
+        told = with_prompt - without
+        if math.isfinite(guidance.limit):  # channels are the third from last
+            told = told * (guidance.limit / told.norm(dim=-3, keepdim=True).clamp(min=guidance.limit))
+            output = with_prompt + (guidance.scale - 1) * told
+        else:
+            output = without + guidance.scale * told
         if guidance.rescale:
             inner = tuple(range(1, output.ndim))
             ratio = with_prompt.std(inner, keepdim=True) / output.std(inner, keepdim=True)

@@ -108,7 +108,7 @@ MINI_SAMPLING = {
     "guidance_rescale": 0.7,
     "base_guidance_from": 0.7,
     "details_from": 0.22,
-    "details_guidance_scale": 5.0,
+    "details_guidance_scale": 8.0,
     "eta": 0.9,
     "num_inference_steps": {"reference": 20, "base": 3, "super_resolution_1": 1, "super_resolution_2": 3},
 }
